@@ -1,0 +1,1 @@
+//! Quipu: a partitioned, replicated, append-only log server.
