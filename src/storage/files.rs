@@ -1,0 +1,163 @@
+//! The segment files of a log's directory: reading their heads, and which of them count.
+//!
+//! Nothing here changes anything on disk.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{Damage, Error, IoContext as _, Result};
+use super::fs::{File, Fs, OpenMode, read_exact_at};
+use super::header::{
+    COPY_POSITIONS, Origin, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, VERSION,
+    parse_file_name,
+};
+use crate::types::LogId;
+
+/// A segment file as its name and head describe it.
+#[derive(Debug, Clone)]
+pub(super) struct SegmentFile {
+    pub(super) path: PathBuf,
+    pub(super) base_index: u64,
+    pub(super) generation: u64,
+    pub(super) bytes: u64,
+    /// The header, or why neither copy can be read.
+    pub(super) header: Result<SegmentHeader, Damage>,
+    /// The copies of the header that are damaged, by number, when the other one is good.
+    pub(super) bad_copies: Vec<usize>,
+}
+
+/// The files of a directory, told apart.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Those that make up the log, by base index.
+    pub(super) live: Vec<SegmentFile>,
+    /// Those that a later generation has made void.
+    pub(super) void: Vec<SegmentFile>,
+    /// Names that do not belong here.
+    pub(super) unknown: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Reads the directory of log `log`.
+    ///
+    /// # Errors
+    /// [`Error::FutureVersion`], or [`Error::Foreign`] for a segment of another log.
+    pub(super) fn read(fs: &dyn Fs, dir: &Path, log: LogId) -> Result<Self> {
+        let mut files = Self::default();
+        let mut found = Vec::new();
+        for entry in fs.list(dir).at("list", dir)? {
+            let path = dir.join(&entry.name);
+            match parse_file_name(&entry.name) {
+                Some((base_index, generation)) => {
+                    found.push(read_head(fs, path, log, base_index, generation)?);
+                }
+                None if entry.name.ends_with(".idx") => {}
+                None => files.unknown.push(path),
+            }
+        }
+        found.sort_by_key(|file| file.generation);
+        for file in found {
+            files.admit(file);
+        }
+        Ok(files)
+    }
+
+    /// Adds the file of the next generation and voids what it replaces.
+    fn admit(&mut self, file: SegmentFile) {
+        let origin = file
+            .header
+            .as_ref()
+            .map_or(Origin::Rolled, |header| header.origin);
+        let base = file.base_index;
+        let is_replaced = |older: &mut SegmentFile| match origin {
+            Origin::Reset => true,
+            Origin::Truncated => older.base_index >= base,
+            Origin::Repaired | Origin::Rolled => older.base_index == base,
+        };
+        self.void.extend(self.live.extract_if(.., is_replaced));
+        let at = self.live.partition_point(|older| older.base_index < base);
+        self.live.insert(at, file);
+    }
+}
+
+fn read_head(
+    fs: &dyn Fs,
+    path: PathBuf,
+    log: LogId,
+    base_index: u64,
+    generation: u64,
+) -> Result<SegmentFile> {
+    let file = fs.open(&path, OpenMode::Read).at("open", &path)?;
+    let bytes = file.len().at("measure", &path)?;
+    let copies = COPY_POSITIONS.map(|position| read_copy(&*file, position));
+    for copy in &copies {
+        if let Err(SegmentHeaderError::Version { found }) = copy {
+            return Err(Error::FutureVersion {
+                path,
+                found: *found,
+                supported: VERSION,
+            });
+        }
+    }
+    let good = copies.iter().flatten().next().copied();
+    let differs = |n: &usize| good.is_some_and(|good| copies[*n] != Ok(good));
+    let bad_copies = (0..copies.len()).filter(differs).collect();
+    let damage = || {
+        let what = copies
+            .iter()
+            .find_map(|copy| copy.err())
+            .map_or(String::new(), |e| e.to_string());
+        Damage {
+            file: path.clone(),
+            position: 0,
+            what: format!("neither header can be read: {what}"),
+        }
+    };
+    let header = good.ok_or_else(damage);
+    if let Ok(header) = &header {
+        check_place(&path, header, log, base_index, generation)?;
+    }
+    Ok(SegmentFile {
+        path,
+        base_index,
+        generation,
+        bytes,
+        header,
+        bad_copies,
+    })
+}
+
+/// Reads one copy of a header; what the disk cannot read counts as damaged.
+fn read_copy(file: &dyn File, position: u64) -> Result<SegmentHeader, SegmentHeaderError> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    match read_exact_at(file, &mut bytes, position) {
+        Ok(()) => SegmentHeader::decode(&bytes),
+        Err(_) => Err(SegmentHeaderError::Magic),
+    }
+}
+
+/// Refuses a file that says of itself that it belongs elsewhere.
+fn check_place(
+    path: &Path,
+    header: &SegmentHeader,
+    log: LogId,
+    base_index: u64,
+    generation: u64,
+) -> Result<()> {
+    let reason = if header.log != log {
+        format!(
+            "the segment belongs to log {}, its directory to {log}",
+            header.log
+        )
+    } else if (header.base_index(), header.generation) != (base_index, generation) {
+        format!(
+            "the file's name does not fit its header, which asks for {}",
+            header.file_name()
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::Foreign {
+        path: path.to_path_buf(),
+        reason,
+    })
+}

@@ -1,0 +1,238 @@
+//! The real file system: the only file that opens, renames, writes or syncs files.
+//!
+//! Writes are positional (`pwritev`), reads of cold data are positional too (`pread`), so that every
+//! I/O error is a return code. Symbolic links are never followed for the last component of a path.
+
+use std::fs;
+use std::io::{self, IoSlice, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{Advice, FlockOperation};
+
+use super::map::FileMap;
+use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
+
+/// The kernel takes at most this many parts in one vectored write.
+const PARTS_MAX: usize = 1024;
+const ZEROS: &[u8] = &[0; 64 * 1024];
+
+/// The operating system's files.
+#[derive(Debug, Default)]
+pub struct OsFs {
+    /// Kept open, so that `syncfs` through it reports every write error since the start.
+    root: OnceLock<fs::File>,
+}
+
+impl OsFs {
+    /// The operating system's files.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Fs for OsFs {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            names.push(DirEntry {
+                name,
+                is_dir: entry.file_type()?.is_dir(),
+            });
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let mut options = fs::OpenOptions::new();
+        options
+            .read(true)
+            .write(mode != OpenMode::Read)
+            .create_new(mode == OpenMode::Create);
+        options
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        Ok(Arc::new(OsFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn sync_filesystem(&self, path: &Path) -> io::Result<()> {
+        if self.root.get().is_none() {
+            let _ = self.root.set(fs::File::open(path)?);
+        }
+        let root = self.root.get().expect("the directory was opened above");
+        Ok(rustix::fs::syncfs(root)?)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let mut options = fs::OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let file = options
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Box::new(OsLock(file)))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn salt(&self) -> [u8; 16] {
+        random()
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        let mut text = String::new();
+        let read = fs::File::open("/proc/sys/kernel/random/boot_id")
+            .and_then(|mut file| file.read_to_string(&mut text));
+        // Without a boot id every restart counts as a machine crash, the careful case.
+        let id = read
+            .ok()
+            .and_then(|_| uuid::Uuid::try_parse(text.trim()).ok());
+        id.map_or_else(random, |id| *id.as_bytes())
+    }
+}
+
+/// Sixteen random bytes from the kernel.
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut done = 0;
+    while done < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        done += rustix::rand::getrandom(&mut bytes[done..], flags)
+            .expect("the kernel's random source answers once it is seeded");
+    }
+    bytes
+}
+
+/// Holds a `flock` until dropped.
+#[derive(Debug)]
+struct OsLock(#[expect(dead_code, reason = "closing the file releases the lock")] fs::File);
+
+impl Lock for OsLock {}
+
+#[derive(Debug)]
+struct OsFile(fs::File);
+
+impl File for OsFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        let mut at = position;
+        for chunk in parts.chunks(PARTS_MAX) {
+            at += write_chunk(&self.0, chunk, at)?;
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], position + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        // Reserving first turns a full disk into an error before anything is written.
+        let reserve = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.0, reserve, from, to - from) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut at = from;
+        while at < to {
+            let n = (to - at).min(ZEROS.len() as u64);
+            self.0.write_all_at(&ZEROS[..n as usize], at)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(
+            &self.0,
+            rustix::fs::FallocateFlags::empty(),
+            0,
+            bytes,
+        )?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed)?)
+    }
+
+    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>> {
+        Ok(Box::new(FileMap::new(&self.0, reserve)?))
+    }
+}
+
+/// Writes up to [`PARTS_MAX`] parts and returns their total length; finishes what the kernel cut
+/// short, part by part.
+fn write_chunk(file: &fs::File, parts: &[IoSlice<'_>], position: u64) -> io::Result<u64> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    let mut written = loop {
+        match rustix::io::pwritev(file, parts, position) {
+            Ok(n) => break n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if written < total {
+        let mut at = position + written as u64;
+        for part in parts {
+            let skip = written.min(part.len());
+            written -= skip;
+            file.write_all_at(&part[skip..], at)?;
+            at += (part.len() - skip) as u64;
+        }
+    }
+    Ok(total as u64)
+}

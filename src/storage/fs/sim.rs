@@ -1,0 +1,671 @@
+//! A model of a disk that behaves as badly as real ones do.
+//!
+//! Files live in memory twice: as processes see them and as the medium holds them. Writes reach the
+//! medium sector by sector when a file is synced, or, in a crash, in whatever subset the crash
+//! chooses; names reach it when their directory is synced, or one by one at the crash's choice.
+//! Faults are set up ahead: a sync that fails *and marks its pages clean* (what Linux does), a write
+//! cut short, a disk that is full, a sector that cannot be read, a flipped bit.
+//!
+//! The model is deterministic: salts count up, the crash's choices come from the caller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
+
+/// Unit in which writes survive or vanish.
+pub const SECTOR_BYTES: usize = 512;
+
+/// A file system in memory with faults on demand. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SimFs {
+    disk: Arc<Mutex<Disk>>,
+}
+
+/// A write or name change that a crash may keep or lose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pending {
+    /// One dirty sector of a file.
+    Sector {
+        /// The file's name, or its last one.
+        path: PathBuf,
+        /// Sector number in the file.
+        sector: u64,
+    },
+    /// A grown length of a file.
+    Length(PathBuf),
+    /// A created, renamed or removed name.
+    Name(PathBuf),
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    files: Vec<Inode>,
+    seen: BTreeMap<PathBuf, usize>,
+    durable: BTreeMap<PathBuf, usize>,
+    /// Name changes since their directory was synced, oldest first.
+    name_changes: Vec<NameChange>,
+    dirs: BTreeSet<PathBuf>,
+    locks: BTreeSet<PathBuf>,
+    salts: u64,
+    boots: u64,
+    capacity: Option<u64>,
+    faults: Faults,
+    /// What was done, in words, when tracing is on.
+    trace: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    path: PathBuf,
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+    dirty: BTreeSet<u64>,
+    unreadable: BTreeSet<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct NameChange {
+    path: PathBuf,
+    file: Option<usize>,
+    /// The name that a rename takes away; survives or vanishes with `path`.
+    from: Option<PathBuf>,
+}
+
+/// Countdowns: `Some(0)` fails the next call.
+#[derive(Debug, Default)]
+struct Faults {
+    sync: Option<u64>,
+    write: Option<(u64, usize)>,
+}
+
+impl SimFs {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Limits the bytes that all files together may have.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.lock_disk().capacity = bytes;
+    }
+
+    /// Makes the sync after `skip` more fail once. The pages it covered are marked clean without
+    /// having been written, as Linux does.
+    pub fn fail_sync(&self, skip: u64) {
+        self.lock_disk().faults.sync = Some(skip);
+    }
+
+    /// Makes the write after `skip` more fail after its first `kept` bytes.
+    pub fn fail_write(&self, skip: u64, kept: usize) {
+        self.lock_disk().faults.write = Some((skip, kept));
+    }
+
+    /// Makes reads of one sector of a file fail, as a bad sector does.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn make_unreadable(&self, path: &Path, sector: u64) {
+        self.lock_disk().file_mut(path).unreadable.insert(sector);
+    }
+
+    /// Changes bytes of a file behind everyone's back, on the medium and in memory.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut disk = self.lock_disk();
+        let file = disk.file_mut(path);
+        change(&mut file.durable);
+        file.seen.clone_from(&file.durable);
+        file.dirty.clear();
+    }
+
+    /// The bytes of a file as the medium holds them; `None` if its name is not durable.
+    pub fn durable_bytes(&self, path: &Path) -> Option<Vec<u8>> {
+        let disk = self.lock_disk();
+        disk.durable
+            .get(path)
+            .map(|id| disk.files[*id].durable.clone())
+    }
+
+    /// Names of all files as processes see them, sorted.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock_disk().seen.keys().cloned().collect()
+    }
+
+    /// What a power cut now could lose, in a fixed order.
+    pub fn pending(&self) -> Vec<Pending> {
+        let disk = self.lock_disk();
+        let mut pending = Vec::new();
+        for file in &disk.files {
+            let sector = |sector: &u64| Pending::Sector {
+                path: file.path.clone(),
+                sector: *sector,
+            };
+            pending.extend(file.dirty.iter().map(sector));
+            if file.seen.len() > file.durable.len() {
+                pending.push(Pending::Length(file.path.clone()));
+            }
+        }
+        pending.extend(
+            disk.name_changes
+                .iter()
+                .map(|change| Pending::Name(change.path.clone())),
+        );
+        pending
+    }
+
+    /// Cuts the power: of what was not synced, only what `keep` says survives. Locks are gone, the
+    /// boot id changes, and open files must no longer be used.
+    pub fn power_cut(&self, mut keep: impl FnMut(&Pending) -> bool) {
+        let mut disk = self.lock_disk();
+        for file in &mut disk.files {
+            file.cut(&mut keep);
+        }
+        for change in std::mem::take(&mut disk.name_changes) {
+            if keep(&Pending::Name(change.path.clone())) {
+                disk.apply_durably(&change);
+            }
+        }
+        disk.seen = disk.durable.clone();
+        disk.locks.clear();
+        disk.boots += 1;
+    }
+
+    /// Kills the process: what it wrote is in the page cache and stays, its locks are gone.
+    pub fn process_crash(&self) {
+        self.lock_disk().locks.clear();
+    }
+
+    /// A copy of the disk that goes its own way from here.
+    pub fn fork(&self) -> Self {
+        let disk = self.lock_disk();
+        let copy = Disk {
+            files: disk.files.iter().map(Inode::copy).collect(),
+            seen: disk.seen.clone(),
+            durable: disk.durable.clone(),
+            name_changes: disk.name_changes.clone(),
+            dirs: disk.dirs.clone(),
+            locks: disk.locks.clone(),
+            salts: disk.salts,
+            boots: disk.boots,
+            capacity: disk.capacity,
+            faults: Faults::default(),
+            trace: None,
+        };
+        Self {
+            disk: Arc::new(Mutex::new(copy)),
+        }
+    }
+
+    /// Starts to record what is done.
+    pub fn start_trace(&self) {
+        self.lock_disk().trace = Some(Vec::new());
+    }
+
+    /// What was done since tracing started or this was last called, one line an operation.
+    pub fn take_trace(&self) -> Vec<String> {
+        self.lock_disk()
+            .trace
+            .replace(Vec::new())
+            .unwrap_or_default()
+    }
+
+    fn lock_disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().expect("no holder of the disk panics")
+    }
+}
+
+impl Disk {
+    fn file_mut(&mut self, path: &Path) -> &mut Inode {
+        let id = *self
+            .seen
+            .get(path)
+            .unwrap_or_else(|| panic!("no file {}", path.display()));
+        &mut self.files[id]
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    fn apply_durably(&mut self, change: &NameChange) {
+        if let Some(from) = &change.from {
+            self.durable.remove(from);
+        }
+        match change.file {
+            Some(id) => self.durable.insert(change.path.clone(), id),
+            None => self.durable.remove(&change.path),
+        };
+    }
+
+    fn used(&self) -> u64 {
+        let ids: BTreeSet<usize> = self.seen.values().copied().collect();
+        ids.into_iter()
+            .map(|id| self.files[id].seen.len() as u64)
+            .sum()
+    }
+
+    /// Room to make file `id` `len` bytes long.
+    fn has_room(&self, id: usize, len: u64) -> bool {
+        let growth = len.saturating_sub(self.files[id].seen.len() as u64);
+        growth == 0
+            || self
+                .capacity
+                .is_none_or(|capacity| self.used() + growth <= capacity)
+    }
+
+    fn write(&mut self, id: usize, bytes: &[u8], position: u64) -> io::Result<()> {
+        if !self.has_room(id, position + bytes.len() as u64) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let (kept, failed) = match &mut self.faults.write {
+            Some((0, kept)) => (bytes.len().min(*kept), true),
+            Some((skip, _)) => {
+                *skip -= 1;
+                (bytes.len(), false)
+            }
+            None => (bytes.len(), false),
+        };
+        self.files[id].write(&bytes[..kept], position);
+        if failed {
+            self.faults.write = None;
+            return Err(io::Error::other("injected write error"));
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, id: usize) -> io::Result<()> {
+        let failed = match &mut self.faults.sync {
+            Some(0) => {
+                self.faults.sync = None;
+                true
+            }
+            Some(skip) => {
+                *skip -= 1;
+                false
+            }
+            None => false,
+        };
+        let file = &mut self.files[id];
+        if failed {
+            file.dirty.clear();
+            return Err(io::Error::other("injected sync error"));
+        }
+        file.cut(&mut |_| true);
+        Ok(())
+    }
+}
+
+impl Inode {
+    fn copy(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            seen: self.seen.clone(),
+            durable: self.durable.clone(),
+            dirty: self.dirty.clone(),
+            unreadable: self.unreadable.clone(),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], position: u64) {
+        if bytes.is_empty() {
+            return;
+        }
+        let start = position as usize;
+        let end = start + bytes.len();
+        if self.seen.len() < end {
+            self.seen.resize(end, 0);
+        }
+        self.seen[start..end].copy_from_slice(bytes);
+        self.dirty
+            .extend((start / SECTOR_BYTES) as u64..=((end - 1) / SECTOR_BYTES) as u64);
+    }
+
+    /// Lets the sectors that `keep` chooses reach the medium and drops the rest.
+    fn cut(&mut self, keep: &mut impl FnMut(&Pending) -> bool) {
+        for sector in std::mem::take(&mut self.dirty) {
+            if !keep(&Pending::Sector {
+                path: self.path.clone(),
+                sector,
+            }) {
+                continue;
+            }
+            let start = sector as usize * SECTOR_BYTES;
+            let end = (start + SECTOR_BYTES).min(self.seen.len());
+            if self.durable.len() < end {
+                self.durable.resize(end, 0);
+            }
+            self.durable[start..end].copy_from_slice(&self.seen[start..end]);
+        }
+        let grew = self.seen.len() > self.durable.len();
+        if grew && keep(&Pending::Length(self.path.clone())) {
+            self.durable.resize(self.seen.len(), 0);
+        }
+        self.seen.clone_from(&self.durable);
+    }
+
+    fn check_readable(&self, start: usize, len: usize) -> io::Result<()> {
+        let sectors =
+            (start / SECTOR_BYTES) as u64..=((start + len.max(1) - 1) / SECTOR_BYTES) as u64;
+        if self.unreadable.range(sectors).next().is_some() {
+            return Err(io::Error::other("injected read error"));
+        }
+        Ok(())
+    }
+}
+
+impl Fs for SimFs {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        disk.dirs.extend(path.ancestors().map(Path::to_path_buf));
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let disk = self.lock_disk();
+        if !disk.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let name_in = |path: &Path| {
+            let name = path.file_name()?.to_str()?.to_owned();
+            (path.parent() == Some(dir)).then_some(name)
+        };
+        let files = disk
+            .seen
+            .keys()
+            .filter_map(|path| name_in(path).map(|name| (name, false)));
+        let dirs = disk
+            .dirs
+            .iter()
+            .filter_map(|path| name_in(path).map(|name| (name, true)));
+        let mut names: Vec<_> = files
+            .chain(dirs)
+            .map(|(name, is_dir)| DirEntry { name, is_dir })
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let mut disk = self.lock_disk();
+        let id = match (disk.seen.get(path).copied(), mode) {
+            (Some(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(id), _) => id,
+            (None, OpenMode::Create) => {
+                let id = disk.files.len();
+                disk.files.push(Inode {
+                    path: path.to_path_buf(),
+                    ..Inode::default()
+                });
+                disk.seen.insert(path.to_path_buf(), id);
+                let change = NameChange {
+                    path: path.to_path_buf(),
+                    file: Some(id),
+                    from: None,
+                };
+                disk.name_changes.push(change);
+                disk.note(|| format!("create {}", path.display()));
+                id
+            }
+            (None, _) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(Arc::new(SimFile {
+            disk: self.disk.clone(),
+            id,
+        }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        let Some(id) = disk.seen.remove(from) else {
+            return rename_dir(&mut disk, from, to);
+        };
+        disk.seen.insert(to.to_path_buf(), id);
+        disk.files[id].path = to.to_path_buf();
+        let from_name = Some(from.to_path_buf());
+        disk.name_changes.push(NameChange {
+            path: to.to_path_buf(),
+            file: Some(id),
+            from: from_name,
+        });
+        disk.note(|| format!("rename {} -> {}", from.display(), to.display()));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        disk.seen.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        let change = NameChange {
+            path: path.to_path_buf(),
+            file: None,
+            from: None,
+        };
+        disk.name_changes.push(change);
+        disk.note(|| format!("remove {}", path.display()));
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        if disk.seen.keys().any(|file| file.starts_with(path)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        disk.dirs.remove(path);
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        disk.note(|| format!("sync-dir {}", dir.display()));
+        let all = std::mem::take(&mut disk.name_changes);
+        let (synced, rest): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|change| change.path.parent() == Some(dir));
+        disk.name_changes = rest;
+        for change in &synced {
+            disk.apply_durably(change);
+        }
+        Ok(())
+    }
+
+    fn sync_filesystem(&self, _path: &Path) -> io::Result<()> {
+        let mut disk = self.lock_disk();
+        disk.note(|| "sync-filesystem".to_owned());
+        for id in 0..disk.files.len() {
+            disk.sync(id)?;
+        }
+        for change in std::mem::take(&mut disk.name_changes) {
+            disk.apply_durably(&change);
+        }
+        Ok(())
+    }
+
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        let disk = self.lock_disk();
+        let used = disk.used();
+        Ok(disk
+            .capacity
+            .map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
+    }
+
+    fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let mut disk = self.lock_disk();
+        if !disk.locks.insert(path.to_path_buf()) {
+            return Ok(None);
+        }
+        let boot = disk.boots;
+        Ok(Some(Box::new(SimLock {
+            disk: self.disk.clone(),
+            path: path.to_path_buf(),
+            boot,
+        })))
+    }
+
+    fn salt(&self) -> [u8; 16] {
+        let mut disk = self.lock_disk();
+        disk.salts += 1;
+        u128::from(disk.salts)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)
+            .to_le_bytes()
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        u128::from(self.lock_disk().boots + 1).to_le_bytes()
+    }
+}
+
+/// Moves every file below a directory; durable at once, which is all that quarantine needs.
+fn rename_dir(disk: &mut Disk, from: &Path, to: &Path) -> io::Result<()> {
+    if !disk.dirs.remove(from) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    disk.dirs.insert(to.to_path_buf());
+    let moved = |names: &BTreeMap<PathBuf, usize>| {
+        let new_name = |path: &Path| path.strip_prefix(from).map(|rest| to.join(rest)).ok();
+        names
+            .iter()
+            .map(|(path, id)| (new_name(path).unwrap_or(path.clone()), *id))
+            .collect()
+    };
+    disk.seen = moved(&disk.seen);
+    disk.durable = moved(&disk.durable);
+    Ok(())
+}
+
+#[derive(Debug)]
+struct SimLock {
+    disk: Arc<Mutex<Disk>>,
+    path: PathBuf,
+    boot: u64,
+}
+
+impl Lock for SimLock {}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock().expect("no holder of the disk panics");
+        if disk.boots == self.boot {
+            disk.locks.remove(&self.path);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: Arc<Mutex<Disk>>,
+    id: usize,
+}
+
+impl SimFile {
+    fn with<T>(&self, act: impl FnOnce(&mut Disk, usize) -> T) -> T {
+        act(
+            &mut self.disk.lock().expect("no holder of the disk panics"),
+            self.id,
+        )
+    }
+}
+
+impl File for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|disk, id| Ok(disk.files[id].seen.len() as u64))
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        self.with(|disk, id| {
+            let name = disk.files[id].path.display().to_string();
+            disk.note(|| format!("write {name} {position}+{}", bytes.len()));
+            disk.write(id, &bytes, position)
+        })
+    }
+
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        self.with(|disk, id| {
+            let file = &disk.files[id];
+            let start = (position as usize).min(file.seen.len());
+            let len = buf.len().min(file.seen.len() - start);
+            file.check_readable(start, len)?;
+            buf[..len].copy_from_slice(&file.seen[start..start + len]);
+            Ok(len)
+        })
+    }
+
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        self.with(|disk, id| {
+            let name = disk.files[id].path.display().to_string();
+            disk.note(|| format!("zero {name} {from}..{to}"));
+            disk.write(id, &vec![0; (to - from) as usize], from)
+        })
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        self.write_zeros(0, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|disk, id| {
+            let name = disk.files[id].path.display().to_string();
+            disk.note(|| format!("sync {name}"));
+            disk.sync(id)
+        })
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        // Dirty pages stay, clean ones are read again: after a failed sync that is the old content.
+        self.with(|disk, id| {
+            let file = &mut disk.files[id];
+            let mut fresh = file.durable.clone();
+            fresh.resize(file.seen.len().max(fresh.len()), 0);
+            for sector in &file.dirty {
+                let start = *sector as usize * SECTOR_BYTES;
+                let end = (start + SECTOR_BYTES).min(file.seen.len());
+                fresh[start..end].copy_from_slice(&file.seen[start..end]);
+            }
+            file.seen = fresh;
+            Ok(())
+        })
+    }
+
+    fn map(&self, _reserve: u64) -> io::Result<Box<dyn Map>> {
+        Ok(Box::new(SimMap {
+            file: SimFile {
+                disk: self.disk.clone(),
+                id: self.id,
+            },
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct SimMap {
+    file: SimFile,
+}
+
+impl Map for SimMap {
+    fn slice(&self, position: u64, len: usize) -> Bytes {
+        let start = position as usize;
+        self.file
+            .with(|disk, id| Bytes::copy_from_slice(&disk.files[id].seen[start..start + len]))
+    }
+
+    fn is_resident(&self, position: u64, len: usize) -> bool {
+        self.populate(position, len).is_ok()
+    }
+
+    fn populate(&self, position: u64, len: usize) -> io::Result<()> {
+        self.file
+            .with(|disk, id| disk.files[id].check_readable(position as usize, len))
+    }
+
+    fn is_borrowed(&self) -> bool {
+        false
+    }
+}

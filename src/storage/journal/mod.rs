@@ -1,0 +1,508 @@
+//! The meta journal: the small things of a data directory that change seldom.
+//!
+//! Terms, votes, replica sets, log starts and watermarks of all logs go into one append-only file,
+//! so that a thousand elections cost one sync. The file is kept twice, written and synced alike: a
+//! vote that was cast must not be forgotten because one sector went bad. When most of it is
+//! outdated it is rewritten under the next generation number.
+//!
+//! Invariants:
+//! * A change counts once [`Journal::sync`] has returned after it was recorded.
+//! * Every frame says how far the journal was known to be durable when it was written, so that a
+//!   torn end is told apart from a lost promise ([`Error::Amnesia`]).
+//! * An older generation is removed only after the newer one has been read back from disk.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+pub use self::format::{Change, FactKind};
+use self::format::{HEAD_BYTES, Head};
+use super::error::{Error, IoContext as _, Result};
+use super::fs::{File, Fs, OpenMode, read_exact_at};
+use crate::types::LogId;
+
+mod format;
+
+/// Files grow by this many zero bytes at a time, so that most appends change no length.
+const GROWTH_BYTES: u64 = 64 * 1024;
+const COPIES: [&str; 2] = ["a", "b"];
+/// Tries to make room on a full disk; true if it freed something.
+type MakeRoom = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// The journal of one data directory. All calls may come from any thread.
+pub struct Journal {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    rewrite_bytes: u64,
+    make_room: MakeRoom,
+    state: Mutex<State>,
+    /// Highest sequence that is durable in both copies.
+    synced: AtomicU64,
+}
+
+/// A file pair and what it says.
+struct State {
+    head: Head,
+    files: [Arc<dyn File>; 2],
+    /// Where the next frame goes.
+    position: u64,
+    allocated: u64,
+    /// Sequence of the last frame.
+    sequence: u64,
+    facts: BTreeMap<(LogId, FactKind), Bytes>,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, or starts one there when there is none.
+    ///
+    /// Damage to one copy is repaired from the other before this returns.
+    ///
+    /// # Errors
+    /// [`Error::Amnesia`] when a durable change is in neither copy, [`Error::FutureVersion`], or
+    /// what the system said. Nothing was changed.
+    pub fn open(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        rewrite_bytes: u64,
+        make_room: MakeRoom,
+    ) -> Result<Self> {
+        fs.create_dir_all(dir).at("create", dir)?;
+        let generations = list_generations(&*fs, dir)?;
+        let (facts, sequence, generation) = match generations.last() {
+            None => (BTreeMap::new(), 0, 0),
+            Some(generation) => {
+                let recovered = read_generation(&*fs, dir, *generation)?;
+                (recovered.facts, recovered.sequence, *generation)
+            }
+        };
+        // DURABILITY: a journal is never continued after a restart but written anew: that drops a
+        // torn end for good and heals a damaged copy, whatever the page cache held.
+        let state = write_generation(&*fs, dir, generation + 1, sequence, facts)?;
+        let synced = AtomicU64::new(state.sequence);
+        let journal = Self {
+            fs,
+            dir: dir.to_path_buf(),
+            rewrite_bytes,
+            make_room,
+            state: Mutex::new(state),
+            synced,
+        };
+        journal.remove_generations(&generations)?;
+        Ok(journal)
+    }
+
+    /// Reads what the journal in `dir` says without changing anything.
+    ///
+    /// Returns an empty table when there is no journal.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn peek(fs: &dyn Fs, dir: &Path) -> Result<BTreeMap<(LogId, FactKind), Bytes>> {
+        match list_generations(fs, dir)?.last() {
+            Some(generation) => Ok(read_generation(fs, dir, *generation)?.facts),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Writes changes in order, all in one write, and returns the sequence of the last one.
+    ///
+    /// DURABILITY: nothing is synced here. The changes count once [`Self::synced_sequence`] has
+    /// reached what this returns.
+    ///
+    /// # Errors
+    /// After an error nothing was recorded, as far as this process will ever say.
+    pub fn record(&self, changes: &[Change]) -> Result<u64> {
+        let mut state = self.lock_state();
+        let mut bytes = Vec::new();
+        let synced = self.synced.load(Ordering::Acquire);
+        for (n, change) in (1..).zip(changes) {
+            let sequence = state.sequence + n;
+            format::encode_frame(&mut bytes, state.head.seed(), sequence, synced, change);
+        }
+        self.allocate(&mut state, bytes.len() as u64)?;
+        for (file, copy) in state.files.iter().zip(COPIES) {
+            let path = copy_path(&self.dir, state.head.generation, copy);
+            file.write_at(&[IoSlice::new(&bytes)], state.position)
+                .at("write", &path)?;
+        }
+        state.position += bytes.len() as u64;
+        state.sequence += changes.len() as u64;
+        for change in changes {
+            apply(&mut state.facts, change);
+        }
+        Ok(state.sequence)
+    }
+
+    /// Records that nothing is known about `log` any more.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn forget(&self, log: LogId) -> Result<u64> {
+        let kinds: Vec<FactKind> = {
+            let state = self.lock_state();
+            state
+                .facts
+                .keys()
+                .filter(|(id, _)| *id == log)
+                .map(|(_, kind)| *kind)
+                .collect()
+        };
+        let changes: Vec<Change> = kinds
+            .into_iter()
+            .map(|kind| Change {
+                log,
+                kind,
+                value: None,
+            })
+            .collect();
+        self.record(&changes)
+    }
+
+    /// The current value of a fact, durable or not.
+    pub fn get(&self, log: LogId, kind: FactKind) -> Option<Bytes> {
+        self.lock_state().facts.get(&(log, kind)).cloned()
+    }
+
+    /// Highest sequence known to be durable.
+    pub fn synced_sequence(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// True if changes wait for a sync.
+    pub fn is_dirty(&self) -> bool {
+        self.lock_state().sequence > self.synced_sequence()
+    }
+
+    /// Makes every change recorded so far durable and returns the last one's sequence. Rewrites
+    /// the journal when most of it is outdated.
+    ///
+    /// # Errors
+    /// An error is final (RELIABILITY D3): the caller stops using the data directory.
+    pub fn sync(&self) -> Result<u64> {
+        let (files, generation, sequence) = {
+            let state = self.lock_state();
+            (state.files.clone(), state.head.generation, state.sequence)
+        };
+        if sequence > self.synced_sequence() {
+            for (file, copy) in files.iter().zip(COPIES) {
+                file.sync()
+                    .at("sync", &copy_path(&self.dir, generation, copy))?;
+            }
+            self.synced.fetch_max(sequence, Ordering::AcqRel);
+        }
+        self.rewrite_if_outdated()?;
+        Ok(sequence)
+    }
+
+    fn rewrite_if_outdated(&self) -> Result<()> {
+        let mut state = self.lock_state();
+        let live: usize = state.facts.values().map(|value| value.len() + 64).sum();
+        if state.position < self.rewrite_bytes.max(4 * live as u64) {
+            return Ok(());
+        }
+        let old = state.head.generation;
+        let facts = state.facts.clone();
+        *state = write_generation(&*self.fs, &self.dir, old + 1, state.sequence, facts)?;
+        self.synced.fetch_max(state.sequence, Ordering::AcqRel);
+        drop(state);
+        self.remove_generations(&[old])
+    }
+
+    /// Makes sure that `bytes` more fit into both files.
+    fn allocate(&self, state: &mut State, bytes: u64) -> Result<()> {
+        let end = state.position + bytes;
+        if end <= state.allocated {
+            return Ok(());
+        }
+        let target = end.next_multiple_of(GROWTH_BYTES);
+        for (file, copy) in state.files.iter().zip(COPIES) {
+            let path = copy_path(&self.dir, state.head.generation, copy);
+            let mut grown = file.write_zeros(state.allocated, target);
+            if grown.is_err() && (self.make_room)() {
+                grown = file.write_zeros(state.allocated, target);
+            }
+            grown.at("extend", &path)?;
+        }
+        state.allocated = target;
+        Ok(())
+    }
+
+    fn remove_generations(&self, generations: &[u64]) -> Result<()> {
+        for generation in generations {
+            for copy in COPIES {
+                let path = copy_path(&self.dir, *generation, copy);
+                match self.fs.remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &path, error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.fs.sync_dir(&self.dir).at("sync", &self.dir)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the journal panics")
+    }
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+fn apply(facts: &mut BTreeMap<(LogId, FactKind), Bytes>, change: &Change) {
+    match &change.value {
+        Some(value) => facts.insert((change.log, change.kind), value.clone()),
+        None => facts.remove(&(change.log, change.kind)),
+    };
+}
+
+fn copy_path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
+    dir.join(format!("journal-{generation:08}.{copy}"))
+}
+
+/// Generations of which at least one copy has its name, ascending.
+fn list_generations(fs: &dyn Fs, dir: &Path) -> Result<Vec<u64>> {
+    let names = fs.list(dir).at("list", dir)?;
+    let parse = |name: &str| {
+        let (generation, copy) = name.strip_prefix("journal-")?.split_once('.')?;
+        COPIES.contains(&copy).then(|| generation.parse().ok())?
+    };
+    let mut generations: Vec<u64> = names
+        .iter()
+        .filter_map(|entry| parse(&entry.name))
+        .collect();
+    generations.sort_unstable();
+    generations.dedup();
+    Ok(generations)
+}
+
+/// Reads the copies of one generation and merges them.
+fn read_generation(fs: &dyn Fs, dir: &Path, generation: u64) -> Result<format::Recovered> {
+    let mut copies = Vec::new();
+    for copy in COPIES {
+        let path = copy_path(dir, generation, copy);
+        let Some(bytes) = read_copy(fs, &path)? else {
+            continue;
+        };
+        let head = Head::decode(&bytes).map_err(|found| Error::FutureVersion {
+            path: path.clone(),
+            found,
+            supported: format::VERSION,
+        })?;
+        if let Some(head) = head.filter(|head| head.generation == generation) {
+            copies.push((head, bytes));
+        }
+    }
+    let amnesia = |sequence| Error::Amnesia {
+        path: dir.to_path_buf(),
+        sequence,
+    };
+    if copies.is_empty() {
+        return Err(amnesia(0));
+    }
+    let views: Vec<_> = copies
+        .iter()
+        .map(|(head, bytes)| (*head, bytes.as_slice()))
+        .collect();
+    format::merge(&views).map_err(amnesia)
+}
+
+/// Reads a whole file from the disk, not from the cache. `None` if it is missing or unreadable:
+/// the other copy then decides.
+fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match fs.open(path, OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("open", path, error)),
+    };
+    file.drop_cache().at("drop the cache of", path)?;
+    let len = usize::try_from(file.len().at("measure", path)?).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; len];
+    Ok(read_exact_at(&*file, &mut bytes, 0).ok().map(|()| bytes))
+}
+
+/// Writes `facts` as a new generation, makes it durable under its name, and reads it back.
+///
+/// DURABILITY: write, sync, rename, sync the directory, read back without the cache; only then may
+/// an older generation go (RELIABILITY D10, D11).
+fn write_generation(
+    fs: &dyn Fs,
+    dir: &Path,
+    generation: u64,
+    sequence: u64,
+    facts: BTreeMap<(LogId, FactKind), Bytes>,
+) -> Result<State> {
+    let first_sequence = sequence + 1;
+    let snapshot_end = sequence + facts.len() as u64;
+    let head = Head {
+        salt: fs.salt(),
+        generation,
+        first_sequence,
+        snapshot_end,
+    };
+    let mut bytes = head.encode().to_vec();
+    debug_assert_eq!(bytes.len(), HEAD_BYTES, "the head comes first");
+    for (n, ((log, kind), value)) in (first_sequence..).zip(&facts) {
+        let change = Change {
+            log: *log,
+            kind: *kind,
+            value: Some(value.clone()),
+        };
+        format::encode_frame(&mut bytes, head.seed(), n, snapshot_end, &change);
+    }
+    let mut files = Vec::new();
+    for copy in COPIES {
+        let path = copy_path(dir, generation, copy);
+        let temporary = path.with_extension(format!("{copy}.tmp"));
+        files.push(write_copy(fs, &temporary, &bytes)?);
+        fs.rename(&temporary, &path).at("rename", &temporary)?;
+    }
+    fs.sync_dir(dir).at("sync", dir)?;
+    let read_back = read_generation(fs, dir, generation)?;
+    if read_back.facts != facts || !read_back.is_clean {
+        let sequence = read_back.sequence + 1;
+        return Err(Error::Amnesia {
+            path: dir.to_path_buf(),
+            sequence,
+        });
+    }
+    let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
+    let position = bytes.len() as u64;
+    Ok(State {
+        head,
+        files,
+        position,
+        allocated: position,
+        sequence: snapshot_end,
+        facts,
+    })
+}
+
+fn write_copy(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<Arc<dyn File>> {
+    // A leftover of a crash before the rename; it never had a name that counts.
+    let _ = fs.remove_file(path);
+    let file = fs.open(path, OpenMode::Create).at("create", path)?;
+    file.write_at(&[IoSlice::new(bytes)], 0).at("write", path)?;
+    file.sync().at("sync", path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::super::fs::sim::SimFs;
+    use super::*;
+
+    fn open(fs: &SimFs) -> Result<Journal> {
+        Journal::open(
+            Arc::new(fs.clone()),
+            Path::new("/meta"),
+            4096,
+            Box::new(|| false),
+        )
+    }
+
+    fn vote(log: u128, value: &'static str) -> Change {
+        let value = Some(Bytes::from_static(value.as_bytes()));
+        Change {
+            log: LogId(Uuid::from_u128(log)),
+            kind: FactKind::HardState,
+            value,
+        }
+    }
+
+    fn value(journal: &Journal, log: u128) -> Option<Bytes> {
+        journal.get(LogId(Uuid::from_u128(log)), FactKind::HardState)
+    }
+
+    #[test]
+    fn synced_changes_survive_a_power_cut_and_others_may_not() {
+        let fs = SimFs::new();
+        let journal = open(&fs).unwrap();
+        journal.record(&[vote(1, "one"), vote(2, "two")]).unwrap();
+        journal.sync().unwrap();
+        journal.record(&[vote(1, "uno")]).unwrap();
+        fs.power_cut(|_| false);
+        let journal = open(&fs).unwrap();
+        assert_eq!(value(&journal, 1), Some(Bytes::from_static(b"one")));
+        assert_eq!(value(&journal, 2), Some(Bytes::from_static(b"two")));
+    }
+
+    #[test]
+    fn forgotten_logs_stay_forgotten() {
+        let fs = SimFs::new();
+        let journal = open(&fs).unwrap();
+        journal.record(&[vote(1, "one"), vote(2, "two")]).unwrap();
+        journal.forget(LogId(Uuid::from_u128(1))).unwrap();
+        journal.sync().unwrap();
+        let journal = open(&fs).unwrap();
+        assert_eq!(value(&journal, 1), None);
+        assert_eq!(value(&journal, 2), Some(Bytes::from_static(b"two")));
+    }
+
+    #[test]
+    fn a_long_journal_is_rewritten_and_keeps_the_latest_values() {
+        let fs = SimFs::new();
+        let journal = open(&fs).unwrap();
+        for n in 0..500u128 {
+            journal
+                .record(&[vote(n % 3, if n < 490 { "old" } else { "new" })])
+                .unwrap();
+            journal.sync().unwrap();
+        }
+        let journals = fs
+            .paths()
+            .into_iter()
+            .filter(|path| path.starts_with("/meta"))
+            .count();
+        assert_eq!(journals, 2, "older generations are removed");
+        fs.power_cut(|_| false);
+        let journal = open(&fs).unwrap();
+        assert_eq!(value(&journal, 2), Some(Bytes::from_static(b"new")));
+    }
+
+    #[test]
+    fn losing_a_durable_change_in_both_copies_refuses_to_open_and_changes_nothing() {
+        let fs = SimFs::new();
+        let journal = open(&fs).unwrap();
+        journal.record(&[vote(1, "one")]).unwrap();
+        journal.sync().unwrap();
+        journal.record(&[vote(2, "two")]).unwrap();
+        journal.sync().unwrap();
+        for path in fs.paths() {
+            fs.damage(&path, |bytes| bytes[HEAD_BYTES + 50] ^= 4);
+        }
+        let before = fs.paths();
+        assert!(matches!(open(&fs), Err(Error::Amnesia { sequence: 1, .. })));
+        assert_eq!(fs.paths(), before);
+    }
+
+    #[test]
+    fn a_journal_of_a_later_version_is_left_alone() {
+        let fs = SimFs::new();
+        drop(open(&fs).unwrap());
+        for path in fs.paths() {
+            fs.damage(&path, |bytes| {
+                bytes[8] = 9;
+                let crc = super::super::entry::crc_from(0, &bytes[..12]);
+                let crc = super::super::entry::crc_from(crc, &bytes[16..56]);
+                bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+            });
+        }
+        assert!(matches!(
+            open(&fs),
+            Err(Error::FutureVersion { found: 9, .. })
+        ));
+    }
+}

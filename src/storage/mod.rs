@@ -1,0 +1,65 @@
+//! The log engine: entries in segment files, synchronous, with no runtime and no network.
+//!
+//! It owns everything that is on a node's disk. It knows nothing of Raft, of what a payload means,
+//! or of who is asking; time comes in as an argument.
+//!
+//! | noun | file | what it is |
+//! |---|---|---|
+//! | entry | `entry` | header of 80 bytes and a payload that is never re-encoded |
+//! | segment | `header`, `segment`, `walk`, `scan` | a file of entries behind a checkpoint |
+//! | index | `index` | a sparse table: index, offset, append time, position |
+//! | log | `log`, `reader`, `repair` | segments in order; one writer, many readers |
+//! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |
+//! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node, and the threads that sync |
+//! | recovery | `recovery`, `files`, `open` | what a bad spot means after a restart |
+//! | seam | [`fs`] | the operating system, or a model of a bad one |
+//!
+//! # The life of an append
+//! [`Log::append`] links and encodes headers and writes them with their payloads in one `pwritev`
+//! into a file that is already long enough; readers see the entry at once through the segment's
+//! mapping. The caller then hands the log's [`LogSync`] to the [`Syncer`], whose threads sync what
+//! is dirty side by side and report once a round. Only what was synced is believed after a crash.
+//!
+//! # What is written where it can be lost
+//! Every such place carries a `DURABILITY:` comment. The rules are few: write, sync, rename, sync
+//! the directory; remove only what something durable has replaced; never believe a sync that
+//! follows a failed one; never overwrite what was published.
+
+mod config;
+mod context;
+mod dir;
+mod entry;
+mod error;
+mod facts;
+mod files;
+pub mod fs;
+mod header;
+mod index;
+mod journal;
+mod log;
+mod open;
+mod reader;
+mod recovery;
+mod repair;
+mod retention;
+mod scan;
+mod segment;
+mod spare;
+mod sync;
+mod walk;
+
+pub use self::config::Config;
+pub use self::dir::DataDir;
+pub use self::entry::{
+    Entry, EntryHeader, HEADER_BYTES, HeaderError, Kind, PAYLOAD_BYTES_MAX, frame_bytes,
+};
+pub use self::error::{Damage, Error, Result};
+pub use self::header::{Discontinuity, Origin, SegmentHeader, SegmentHeaderError, Tip};
+pub use self::index::{Row, SparseIndex};
+pub use self::journal::{Change, FactKind, Journal};
+pub use self::log::{CheckpointAt, Log, LostTail};
+pub use self::reader::LogReader;
+pub use self::recovery::{Case, Class, FaultyRange, RecoveryReport};
+pub use self::retention::{Policy, SegmentFacts, choose};
+pub use self::segment::{Access, Segment};
+pub use self::sync::{LogSync, OnRound, SyncRequest, Syncer};

@@ -1,0 +1,275 @@
+//! Reading a segment the way recovery and scrubbing must: from the disk, believing nothing.
+//!
+//! Frames are read with `pread`, so that a bad sector is an error code. A frame is intact when its
+//! header CRC, its index, its chain and its payload CRC are right. Behind a bad spot the scan
+//! looks for frames at every multiple of eight: the salt makes sure that only frames of this
+//! segment's life are found, and client data cannot imitate them.
+
+use super::entry::{ALIGNMENT, EntryHeader, HEADER_BYTES};
+use super::fs::File;
+use super::header::{SegmentHeader, Tip};
+use super::index::SparseIndex;
+
+const WINDOW_BYTES: usize = 1024 * 1024;
+/// A sector that cannot be read is skipped in steps of this.
+const UNREADABLE_STEP_BYTES: u64 = 512;
+
+/// Intact entries that follow one another.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    /// Index of the first entry.
+    pub(super) first_index: u64,
+    /// Where its frame starts.
+    pub(super) position: u64,
+    /// Where the last frame ends.
+    pub(super) end: u64,
+    /// The tip after the last entry. In an empty run, what the first entry would continue.
+    pub(super) tip: Tip,
+}
+
+/// What a segment holds.
+#[derive(Debug, Clone)]
+pub(super) struct Scan {
+    /// The first run continues what the segment's header says and may be empty; each later one
+    /// follows a bad spot.
+    pub(super) runs: Vec<Run>,
+    /// Rows for every intact entry.
+    pub(super) index: SparseIndex,
+    /// Highest `synced_index` in any intact header, also where the payload is bad.
+    pub(super) synced_index: u64,
+    /// Where the last intact header ends, with or without its payload.
+    pub(super) frames_end: u64,
+    /// The first check that failed, and where. A segment's free space after its entries fails a
+    /// check too.
+    pub(super) first_bad: (u64, String),
+    /// Where the last byte that is not zero ends, at least the end of the first run.
+    pub(super) bytes_end: u64,
+}
+
+impl Scan {
+    /// Reads every frame of a segment's file.
+    /// `pace` is told the bytes of each read and may wait.
+    pub(super) fn of(
+        file: &dyn File,
+        header: &SegmentHeader,
+        interval_bytes: u64,
+        pace: &mut dyn FnMut(u64),
+    ) -> Self {
+        let mut scanner = Scanner::new(Window::new(file, pace), header, interval_bytes);
+        let mut run = scanner.run_from(header.entries_position(), header.previous);
+        let first_bad = scanner.last_bad.clone();
+        let bytes_end = scanner.bytes_end(run.end);
+        let mut runs = Vec::new();
+        loop {
+            let last_index = run.tip.index;
+            let resume = run.end;
+            runs.push(run);
+            match scanner.find_frame(resume, last_index) {
+                Some((position, first)) => run = scanner.run_after_gap(position, &first),
+                None => break,
+            }
+        }
+        Self {
+            runs,
+            index: scanner.index,
+            synced_index: scanner.synced_index,
+            frames_end: scanner.frames_end,
+            first_bad,
+            bytes_end,
+        }
+    }
+
+    /// The run that starts where the segment's entries do.
+    pub(super) fn head(&self) -> &Run {
+        self.runs.first().expect("a scan has a first run")
+    }
+}
+
+struct Scanner<'a> {
+    window: Window<'a>,
+    seed: u32,
+    interval_bytes: u64,
+    index: SparseIndex,
+    synced_index: u64,
+    frames_end: u64,
+    last_bad: (u64, String),
+}
+
+impl<'a> Scanner<'a> {
+    fn new(window: Window<'a>, header: &SegmentHeader, interval_bytes: u64) -> Self {
+        Self {
+            window,
+            seed: header.seed(),
+            interval_bytes,
+            index: SparseIndex::default(),
+            synced_index: 0,
+            frames_end: header.entries_position(),
+            last_bad: (0, String::new()),
+        }
+    }
+
+    /// Reads intact, linked frames from `position` on.
+    fn run_from(&mut self, position: u64, before: Tip) -> Run {
+        let first_index = before.index + 1;
+        self.extend(Run {
+            first_index,
+            position,
+            end: position,
+            tip: before,
+        })
+    }
+
+    /// Reads on behind a bad spot, from a frame whose chain cannot be checked.
+    fn run_after_gap(&mut self, position: u64, first: &EntryHeader) -> Run {
+        self.index.note(first, position, self.interval_bytes);
+        let end = position + first.frame_bytes();
+        self.extend(Run {
+            first_index: first.index,
+            position,
+            end,
+            tip: first.tip(),
+        })
+    }
+
+    fn extend(&mut self, mut run: Run) -> Run {
+        loop {
+            match self.linked_frame(run.end, &run.tip) {
+                Ok(header) => {
+                    self.index.note(&header, run.end, self.interval_bytes);
+                    run.end += header.frame_bytes();
+                    run.tip = header.tip();
+                }
+                Err(what) => {
+                    self.last_bad = (run.end, what);
+                    return run;
+                }
+            }
+        }
+    }
+
+    /// Reads the frame at `position` if it is intact and continues `before`.
+    fn linked_frame(&mut self, position: u64, before: &Tip) -> Result<EntryHeader, String> {
+        let header = self.header(position)?;
+        before
+            .check_continued_by(&header)
+            .map_err(|gap| gap.to_string())?;
+        before.check_chain_to(&header)?;
+        self.check_payload(position, &header)?;
+        Ok(header)
+    }
+
+    fn header(&mut self, position: u64) -> Result<EntryHeader, String> {
+        let bytes = self.window.bytes(position, HEADER_BYTES)?;
+        let bytes = bytes.try_into().expect("a header's bytes were asked for");
+        let header = EntryHeader::decode(bytes, self.seed).map_err(|error| error.to_string())?;
+        self.synced_index = self.synced_index.max(header.synced_index);
+        self.frames_end = self.frames_end.max(position + header.frame_bytes());
+        Ok(header)
+    }
+
+    fn check_payload(&mut self, position: u64, header: &EntryHeader) -> Result<(), String> {
+        let start = position + HEADER_BYTES as u64;
+        let bytes = self.window.bytes(start, header.payload_len as usize)?;
+        let found = crc32fast::hash(bytes);
+        if found == header.payload_crc {
+            return Ok(());
+        }
+        let expected = header.payload_crc;
+        let index = header.index;
+        Err(format!(
+            "payload checksum of entry {index} is {found:#010x}, expected {expected:#010x}"
+        ))
+    }
+
+    /// Finds the next intact frame with an index above `last_index`.
+    fn find_frame(&mut self, from: u64, last_index: u64) -> Option<(u64, EntryHeader)> {
+        let mut position = from.next_multiple_of(ALIGNMENT);
+        while position + HEADER_BYTES as u64 <= self.window.file_bytes {
+            if let Err(unreadable) = self.window.load(position, HEADER_BYTES) {
+                debug_assert!(!unreadable.is_empty(), "a read error has words");
+                position = (position + 1).next_multiple_of(UNREADABLE_STEP_BYTES);
+                continue;
+            }
+            let found = self
+                .header(position)
+                .ok()
+                .filter(|header| header.index > last_index);
+            if let Some(header) = found
+                && self.check_payload(position, &header).is_ok()
+            {
+                return Some((position, header));
+            }
+            position += ALIGNMENT;
+        }
+        None
+    }
+
+    /// Where the last byte from `from` on that is not zero ends. A sector that cannot be read counts
+    /// as not zero.
+    fn bytes_end(&mut self, from: u64) -> u64 {
+        let mut end = from;
+        let mut position = from;
+        while position < self.window.file_bytes {
+            let len = (self.window.file_bytes - position).min(UNREADABLE_STEP_BYTES);
+            let last = match self.window.bytes(position, len as usize) {
+                Ok(bytes) => bytes.iter().rposition(|byte| *byte != 0),
+                Err(_) => Some(len as usize - 1),
+            };
+            end = last.map_or(end, |at| position + at as u64 + 1);
+            position += len;
+        }
+        end
+    }
+}
+
+/// Buffered positional reads.
+struct Window<'a> {
+    file: &'a dyn File,
+    pace: &'a mut dyn FnMut(u64),
+    file_bytes: u64,
+    buffer: Vec<u8>,
+    start: u64,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a dyn File, pace: &'a mut dyn FnMut(u64)) -> Self {
+        Self {
+            file,
+            pace,
+            file_bytes: file.len().unwrap_or(0),
+            buffer: Vec::new(),
+            start: 0,
+        }
+    }
+
+    fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {
+        self.load(position, len)?;
+        let at = (position - self.start) as usize;
+        Ok(&self.buffer[at..at + len])
+    }
+
+    /// Makes sure that the buffer holds a range.
+    fn load(&mut self, position: u64, len: usize) -> Result<(), String> {
+        let end = position + len as u64;
+        if end > self.file_bytes {
+            return Err(format!("the file ends at {} bytes", self.file_bytes));
+        }
+        if position >= self.start && end <= self.start + self.buffer.len() as u64 {
+            return Ok(());
+        }
+        self.start = position;
+        let wanted = (self.file_bytes - position).min(len.max(WINDOW_BYTES) as u64) as usize;
+        // A bad sector further on must not hide the bytes that were asked for.
+        self.fill(position, wanted)
+            .or_else(|_| self.fill(position, len))
+    }
+
+    fn fill(&mut self, position: u64, len: usize) -> Result<(), String> {
+        self.buffer.resize(len, 0);
+        (self.pace)(len as u64);
+        super::fs::read_exact_at(self.file, &mut self.buffer, position).map_err(|error| {
+            self.buffer.clear();
+            format!("the disk cannot read {len} bytes: {error}")
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of the log engine through its public interface, over a model of a bad disk and over the
+//! real one.
+
+mod basics;
+mod exhaustive;
+mod faults;
+mod model;
+mod recovery;
+mod repair;
+mod support;
+mod threads;
