@@ -46,18 +46,23 @@ pub struct SparseIndex {
 impl SparseIndex {
     /// Notes an entry if it lies `interval_bytes` or more behind the last row.
     pub fn note(&mut self, header: &EntryHeader, position: u64, interval_bytes: u64) {
-        let due = self
+        let is_due = self
             .rows
             .last()
             .is_none_or(|row| position >= row.position + interval_bytes);
-        if due {
-            self.rows.push(Row {
-                index: header.index,
-                base_offset: header.base_offset,
-                append_time_ms: header.append_time_ms,
-                position,
-            });
+        if is_due {
+            self.push(header, position);
         }
+    }
+
+    /// Notes an entry in any case.
+    pub(super) fn push(&mut self, header: &EntryHeader, position: u64) {
+        self.rows.push(Row {
+            index: header.index,
+            base_offset: header.base_offset,
+            append_time_ms: header.append_time_ms,
+            position,
+        });
     }
 
     /// The last row whose entry has an index of at most `index`.

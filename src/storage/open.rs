@@ -282,6 +282,7 @@ impl Opening {
         let (scan, _) = self.scan(segment)?;
         let verdict = recovery::judge(&scan, last_index, true);
         self.mark_verdict(segment, &scan, &verdict);
+        segment.publish_index(scan.index);
         Ok(())
     }
 

@@ -13,7 +13,7 @@
 //! |---------------------------|----------------------------------|--------------------|--------------|
 //! | at or above the watermark | none                             | torn tail          | cut          |
 //! | at or above the watermark | none that was known to be synced | torn, out of order | cut          |
-//! | below the watermark       | some, up to the watermark        | corrupt middle     | marked, kept |
+//! | below the watermark       | some, right after it or below    | corrupt middle     | marked, kept |
 //! | below the watermark       | none                             | lost durable tail  | marked, kept |
 //!
 //! Only the last segment can have a torn tail: an older one was synced before its successor got its
@@ -107,9 +107,10 @@ pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) 
     let mut faulty = Vec::new();
     let mut runs_kept = 1;
     let mut last = runs[0].1;
-    // A later run counts only if the watermark reaches it: the gap before it was then on disk.
+    // A later run counts only if the watermark reaches it: all of the gap before it was on disk.
+    // Otherwise some of the gap may never have been, on any replica, and nobody could repair it.
     for (first_index, last_index) in &runs[1..] {
-        if watermark < *first_index {
+        if watermark + 1 < *first_index {
             break;
         }
         faulty.push((last + 1, first_index - 1));

@@ -266,6 +266,10 @@ impl LogReader {
             return Ok(Vec::new());
         };
         let found = check_segment(segment, Some(next.header().previous), pace)?;
+        // The index of a damaged segment is made anew when it is next needed, around the damage.
+        if !found.is_empty() {
+            segment.drop_index()?;
+        }
         let mut faulty = self
             .shared
             .faulty

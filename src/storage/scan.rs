@@ -121,7 +121,7 @@ impl<'a> Scanner<'a> {
 
     /// Reads on behind a bad spot, from a frame whose chain cannot be checked.
     fn run_after_gap(&mut self, position: u64, first: &EntryHeader) -> Run {
-        self.index.note(first, position, self.interval_bytes);
+        self.index.push(first, position);
         let end = position + first.frame_bytes();
         self.extend(Run {
             first_index: first.index,

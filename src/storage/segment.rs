@@ -18,9 +18,10 @@ use bytes::Bytes;
 use super::context::Context;
 use super::entry::{Entry, EntryHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX, frame_bytes};
 use super::error::{Damage, Error, IoContext as _, Result};
-use super::fs::{File, Map, OpenMode, read_exact_at};
+use super::fs::{File, Fs, Map, OpenMode, read_exact_at};
 use super::header::{CHECKPOINT_POSITION, COPY_POSITIONS, SegmentHeader};
 use super::index::{Row, SparseIndex};
+use super::scan::Scan;
 use super::walk::Walk;
 
 /// Entries that go out in one vectored write: two parts each, below the kernel's 1,024.
@@ -261,8 +262,8 @@ impl Segment {
 
     /// Begins to make the segment durable: the file to sync. What is appended from here on makes
     /// the segment dirty again.
-    pub(super) fn begin_sync(&self) -> Result<Arc<OpenFile>> {
-        let open = self.open_file()?;
+    pub(super) fn begin_sync(self: &Arc<Self>) -> Result<Arc<OpenFile>> {
+        let open = self.open_file(Access::MayBlock)?;
         self.is_dirty.store(false, Ordering::Release);
         Ok(open)
     }
@@ -315,7 +316,7 @@ impl Segment {
     /// [`Error::NoSpace`] when the file cannot grow: nothing was appended. Any other error is final.
     pub(super) fn append(self: &Arc<Self>, entries: &[Entry]) -> Result<()> {
         let bytes: u64 = entries.iter().map(|entry| entry.header.frame_bytes()).sum();
-        let open = self.open_file()?;
+        let open = self.open_file(Access::MayBlock)?;
         let start = self.end.load(Ordering::Relaxed);
         self.allocate(&*open.file, start + bytes)?;
         let mut position = start;
@@ -413,11 +414,15 @@ impl Segment {
         Ok(())
     }
 
-    /// The open file, opening it if need be.
-    pub(super) fn open_file(&self) -> Result<Arc<OpenFile>> {
+    /// The open file, opening it if need be and if `access` allows to wait. Counted against the
+    /// bound on open segments.
+    pub(super) fn open_file(self: &Arc<Self>, access: Access) -> Result<Arc<OpenFile>> {
         if let Some(open) = self.open.load_full() {
             self.was_used.store(true, Ordering::Relaxed);
             return Ok(open);
+        }
+        if access == Access::Hot {
+            return Err(Error::Cold);
         }
         let path = self.path();
         let file = self
@@ -425,7 +430,9 @@ impl Segment {
             .fs
             .open(&path, OpenMode::Write)
             .at("open", &path)?;
-        self.map_and_keep(file, &path)
+        let open = self.map_and_keep(file, &path)?;
+        self.context.open_segments.note_opened(self);
+        Ok(open)
     }
 
     /// Opens the file anew, with its clean pages forgotten: to judge the disk and not the cache.
@@ -468,20 +475,6 @@ impl Segment {
             .max(longest)
     }
 
-    /// Opens for reading, counted against the bound on open segments.
-    pub(super) fn open_for_read(self: &Arc<Self>, access: Access) -> Result<Arc<OpenFile>> {
-        if let Some(open) = self.open.load_full() {
-            self.was_used.store(true, Ordering::Relaxed);
-            return Ok(open);
-        }
-        if access == Access::Hot {
-            return Err(Error::Cold);
-        }
-        let open = self.open_file()?;
-        self.context.open_segments.note_opened(self);
-        Ok(open)
-    }
-
     /// Closes file, mapping and index unless the segment was used lately or must stay open.
     pub(super) fn close_if_idle(&self) -> bool {
         let must_stay = self.was_used.swap(false, Ordering::Relaxed)
@@ -519,9 +512,7 @@ impl Segment {
         if !(is_reusable && self.context.spares.recycle(fs, &path, bytes)?) {
             fs.remove_file(&path).at("remove", &path)?;
         }
-        // The index may never have been written.
-        let _ = fs.remove_file(&self.index_path());
-        Ok(())
+        remove_if_there(fs, &self.index_path())
     }
 
     /// True while a slice that was read from here is alive.
@@ -536,10 +527,10 @@ impl Segment {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when they are not what was written.
-    pub fn checkpoint(&self) -> Result<Bytes> {
+    pub fn checkpoint(self: &Arc<Self>) -> Result<Bytes> {
         let path = self.path();
         let mut bytes = vec![0; self.header.checkpoint_len as usize];
-        let open = self.open_file()?;
+        let open = self.open_file(Access::MayBlock)?;
         read_exact_at(&*open.file, &mut bytes, CHECKPOINT_POSITION).at("read", &path)?;
         let found = crc32fast::hash(&bytes);
         let expected = self.header.checkpoint_crc;
@@ -553,6 +544,17 @@ impl Segment {
             }));
         }
         Ok(bytes.into())
+    }
+
+    /// Forgets the index of a sealed segment, in memory and on disk.
+    pub(super) fn drop_index(&self) -> Result<()> {
+        *self.index.write().expect("no holder of the index panics") = None;
+        remove_if_there(&*self.context.fs, &self.index_path())
+    }
+
+    /// Gives a sealed segment the index that a scan built, which leads around damage.
+    pub(super) fn publish_index(&self, index: SparseIndex) {
+        *self.index.write().expect("no holder of the index panics") = Some(index);
     }
 
     /// Gives the segment the index that recovery built and the end it found.
@@ -584,8 +586,8 @@ impl Segment {
             .at("write", &path)
     }
 
-    /// Loads the index from beside the file, or rebuilds it by walking the segment's headers.
-    fn load_index(self: &Arc<Self>, last_index: u64) -> Result<SparseIndex> {
+    /// Loads the index from beside the file, or rebuilds it from the segment.
+    fn load_index(&self) -> Result<SparseIndex> {
         let loaded = self
             .context
             .fs
@@ -593,7 +595,7 @@ impl Segment {
             .ok();
         match loaded.and_then(|file| SparseIndex::read_from(&*file, self.seed)) {
             Some((index, _)) => Ok(index),
-            None => self.rebuild_index(last_index),
+            None => self.rebuild_index(),
         }
     }
 
@@ -608,24 +610,23 @@ impl Segment {
         (index_end == end).then_some(index)
     }
 
-    fn rebuild_index(self: &Arc<Self>, last_index: u64) -> Result<SparseIndex> {
-        let mut index = SparseIndex::default();
-        let interval = self.context.config.index_interval_bytes;
-        let mut walk = Walk::new(self, self.first_row(), last_index, Access::MayBlock)?;
-        while let Some((header, position)) = walk.next_header()? {
-            index.note(&header, position, interval);
-        }
+    /// Reads the whole segment. Entries behind a damaged one get a row of their own, so that they
+    /// are found without passing it.
+    fn rebuild_index(&self) -> Result<SparseIndex> {
+        let file = self.open_fresh()?;
+        let scan = Scan::of(
+            &*file,
+            &self.header,
+            self.index_interval_bytes(),
+            &mut |_| {},
+        );
+        let mut index = scan.index;
         index.trim();
         Ok(index)
     }
 
     /// The row of the index that `find` chooses, or the start of the entries.
-    fn row(
-        self: &Arc<Self>,
-        last_index: u64,
-        access: Access,
-        find: impl Fn(&SparseIndex) -> Option<Row>,
-    ) -> Result<Row> {
+    fn row(&self, access: Access, find: impl Fn(&SparseIndex) -> Option<Row>) -> Result<Row> {
         let chosen = |index: &SparseIndex| find(index).unwrap_or_else(|| self.first_row());
         let in_memory = self.index.read().expect("no holder of the index panics");
         if let Some(index) = in_memory.as_ref() {
@@ -635,7 +636,7 @@ impl Segment {
         if access == Access::Hot {
             return Err(Error::Cold);
         }
-        let index = self.load_index(last_index)?;
+        let index = self.load_index()?;
         let row = chosen(&index);
         *self.index.write().expect("no holder of the index panics") = Some(index);
         Ok(row)
@@ -659,7 +660,7 @@ impl Segment {
         find: impl Fn(&SparseIndex) -> Option<Row>,
         is_it: impl Fn(&EntryHeader) -> bool,
     ) -> Result<Option<EntryHeader>> {
-        let row = self.row(last_index, access, find)?;
+        let row = self.row(access, find)?;
         let mut walk = Walk::new(self, row, last_index, access)?;
         while let Some((header, _)) = walk.next_header()? {
             if is_it(&header) {
@@ -679,9 +680,7 @@ impl Segment {
         access: Access,
         out: &mut Vec<Entry>,
     ) -> Result<()> {
-        let row = self.row(last_index, access, |index| {
-            index.at_or_before_index(from_index)
-        })?;
+        let row = self.row(access, |index| index.at_or_before_index(from_index))?;
         let mut walk = Walk::new(self, row, last_index, access)?;
         walk.look_ahead(bytes_max as u64 + self.context.config.index_interval_bytes);
         let mut bytes = 0;
@@ -709,5 +708,13 @@ impl Segment {
             position,
             what,
         })
+    }
+}
+
+/// Removes a file that may not exist.
+pub(super) fn remove_if_there(fs: &dyn Fs, path: &Path) -> Result<()> {
+    match fs.remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.at("remove", path),
     }
 }

@@ -39,7 +39,7 @@ impl<'a> Walk<'a> {
         last_index: u64,
         access: Access,
     ) -> Result<Self> {
-        let open = segment.open_for_read(access)?;
+        let open = segment.open_file(access)?;
         Ok(Self {
             open,
             access,

@@ -45,7 +45,11 @@ pub fn reopen(fs: &SimFs) -> (DataDir, Log, RecoveryReport) {
 pub fn next_entry(tip: &Tip, records: u32, payload_len: usize) -> Entry {
     let index = tip.index + 1;
     let payload = payload(index, payload_len);
-    let kind = if records == 0 { Kind::NoOp } else { Kind::Records };
+    let kind = if records == 0 {
+        Kind::NoOp
+    } else {
+        Kind::Records
+    };
     let crc = crc32fast::hash(&payload);
     let time = tip.append_time_ms.max(0) + 10;
     Entry::new(kind, index, tip.term.max(1), payload, crc)
@@ -55,7 +59,10 @@ pub fn next_entry(tip: &Tip, records: u32, payload_len: usize) -> Entry {
 
 /// Bytes that no other index has.
 pub fn payload(index: u64, len: usize) -> Bytes {
-    (0..len).map(|n| (index as usize * 31 + n * 7) as u8 | 1).collect::<Vec<u8>>().into()
+    (0..len)
+        .map(|n| (index as usize * 31 + n * 7) as u8 | 1)
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 /// Appends one entry and says which.
@@ -87,15 +94,30 @@ pub fn read_all(log: &Log) -> Vec<Entry> {
     let entries = read_from(&reader, reader.first_index()).unwrap();
     for entry in &entries {
         let expected = payload(entry.header.index, entry.payload.len());
-        assert_eq!(entry.payload, expected, "payload of entry {}", entry.header.index);
+        assert_eq!(
+            entry.payload, expected,
+            "payload of entry {}",
+            entry.header.index
+        );
     }
     entries
+}
+
+/// What replicas agree on: index, chain and payload length of each entry. The chain stands for the
+/// rest.
+pub fn essence(entries: &[Entry]) -> Vec<(u64, u32, usize)> {
+    let of = |entry: &Entry| {
+        assert!(entry.is_intact(), "payload of entry {}", entry.header.index);
+        (entry.header.index, entry.header.chain, entry.payload.len())
+    };
+    entries.iter().map(of).collect()
 }
 
 /// Paths of the segment files of [`LOG`], sorted by base index.
 pub fn segment_paths(fs: &SimFs) -> Vec<PathBuf> {
     let is_segment = |path: &PathBuf| {
-        path.starts_with(Path::new(ROOT).join("logs")) && path.extension().is_some_and(|e| e == "seg")
+        path.starts_with(Path::new(ROOT).join("logs"))
+            && path.extension().is_some_and(|e| e == "seg")
     };
     fs.paths().into_iter().filter(is_segment).collect()
 }

@@ -430,6 +430,8 @@ impl Fs for SimFs {
         };
         disk.seen.insert(to.to_path_buf(), id);
         disk.files[id].path = to.to_path_buf();
+        // A name that was never durable and is gone cannot come back without the new one.
+        disk.name_changes.retain(|change| change.path != from);
         let from_name = Some(from.to_path_buf());
         disk.name_changes.push(NameChange {
             path: to.to_path_buf(),

@@ -23,6 +23,7 @@ pub use self::format::{Change, FactKind};
 use self::format::{HEAD_BYTES, Head};
 use super::error::{Error, IoContext as _, Result};
 use super::fs::{File, Fs, OpenMode, read_exact_at};
+use super::segment::remove_if_there;
 use crate::types::LogId;
 
 mod format;
@@ -234,13 +235,7 @@ impl Journal {
     fn remove_generations(&self, generations: &[u64]) -> Result<()> {
         for generation in generations {
             for copy in COPIES {
-                let path = copy_path(&self.dir, *generation, copy);
-                match self.fs.remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io("remove", &path, error));
-                    }
-                    _ => {}
-                }
+                remove_if_there(&*self.fs, &copy_path(&self.dir, *generation, copy))?;
             }
         }
         self.fs.sync_dir(&self.dir).at("sync", &self.dir)
