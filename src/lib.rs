@@ -1,1 +1,4 @@
 //! Quipu: a partitioned, replicated, append-only log server.
+
+pub mod batch;
+pub mod proto;
