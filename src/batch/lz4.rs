@@ -1,7 +1,8 @@
 //! One LZ4 frame, from memory into memory.
 //!
 //! The blocks are `lz4_flex`'s. The frame around them is walked here, because `lz4_flex`'s frame
-//! reader allocates what a frame's header asks for and takes a frame without its end mark for whole.
+//! reader allocates what a frame's header asks for, and takes a frame without its end mark for
+//! whole.
 //!
 //! ```text
 //! u32 magic   u8 flags   u8 block size   [u64 content size]   u8 header checksum

@@ -1,6 +1,6 @@
 //! Record batches: checking, reading and building what producers send and the log stores.
 //!
-//! A batch is the protobuf wire form of a `RecordBatch` of `proto/quipu/v1/record.proto`. The server
+//! A batch is the wire form of a `RecordBatch` of `proto/quipu/v1/record.proto`. The server
 //! never decodes it. It *skims* it: one walk over tags and lengths that allocates nothing, checks
 //! everything a reader relies on and counts the records. This module owns that walk, the lazy view
 //! of the records behind it, the codecs, and the builder that clients use. It knows neither the
@@ -147,7 +147,8 @@ pub fn payload_crc(payload: &[u8]) -> u32 {
 /// Checks a batch completely: its size, its checksum if the producer sent one, its wire form, and
 /// if it is compressed what is inside.
 ///
-/// The size is checked before anything is computed. `scratch` takes the decompressed form; reuse it.
+/// The size is checked before anything is computed. `scratch` takes the decompressed form and is
+/// there to be reused.
 ///
 /// # Errors
 /// Every [`Error`]. `scratch` can be used again.

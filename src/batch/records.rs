@@ -102,9 +102,9 @@ impl<'a> RecordView<'a> {
                 record_field::HEADERS => {
                     rest.slice().expect(SKIMMED);
                 }
-                key => rest
-                    .skip_unknown(key, start, record_field::END)
-                    .expect(SKIMMED),
+                key => {
+                    rest = rest.skip_value(key, start).expect(SKIMMED);
+                }
             }
         }
         view
@@ -135,9 +135,9 @@ fn read_header(mut wire: Wire<'_>) -> (&str, &[u8]) {
                 name = std::str::from_utf8(wire.slice().expect(SKIMMED)).expect(SKIMMED);
             }
             header_field::VALUE => value = wire.slice().expect(SKIMMED),
-            key => wire
-                .skip_unknown(key, start, header_field::END)
-                .expect(SKIMMED),
+            key => {
+                wire = wire.skip_value(key, start).expect(SKIMMED);
+            }
         }
     }
     (name, value)
@@ -153,7 +153,7 @@ fn next_message<'a>(wire: &mut Wire<'a>, wanted: u32) -> Option<Wire<'a>> {
         if key == wanted {
             return Some(wire.message().expect(SKIMMED));
         }
-        wire.skip_value(key, start).expect(SKIMMED);
+        *wire = wire.skip_value(key, start).expect(SKIMMED);
     }
     None
 }

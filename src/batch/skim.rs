@@ -136,7 +136,7 @@ impl<'a> Form<'a> {
                     .map_err(|error| with_ordinal(error, form.records_found))?;
                 form.records_found += 1;
             } else {
-                form.read_rare_field(&mut wire, key, start, &mut seen)?;
+                wire = form.read_rare_field(wire, key, start, &mut seen)?;
             }
         }
         Ok(form)
@@ -145,11 +145,11 @@ impl<'a> Form<'a> {
     #[inline(never)]
     fn read_rare_field(
         &mut self,
-        wire: &mut Wire<'a>,
+        mut wire: Wire<'a>,
         key: u32,
         start: usize,
         seen: &mut Seen,
-    ) -> Result<(), Error> {
+    ) -> Result<Wire<'a>, Error> {
         match key {
             batch_field::CODEC => self.codec = wire.varint()?,
             batch_field::RECORD_COUNT => self.record_count = wire.varint()?,
@@ -162,7 +162,8 @@ impl<'a> Form<'a> {
             }
             _ => return wire.skip_unknown(key, start, batch_field::END),
         }
-        seen.once(key, start)
+        seen.once(key, start)?;
+        Ok(wire)
     }
 
     /// Returns the number of records if this is a sound plain batch.
@@ -246,7 +247,7 @@ fn skim_record(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {
                 continue;
             }
             _ => {
-                wire.skip_unknown(key, start, record_field::END)?;
+                wire = wire.skip_unknown(key, start, record_field::END)?;
                 continue;
             }
         }
@@ -273,7 +274,7 @@ fn skim_header(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {
                 wire.message()?;
             }
             _ => {
-                wire.skip_unknown(key, start, header_field::END)?;
+                wire = wire.skip_unknown(key, start, header_field::END)?;
                 continue;
             }
         }

@@ -63,7 +63,11 @@ impl<'a> Wire<'a> {
                 self.at += 1;
                 Ok(u64::from(byte))
             }
-            _ => self.long_varint(),
+            _ => {
+                let (value, end) = long_varint(self.bytes, self.at)?;
+                self.at = end;
+                Ok(value)
+            }
         }
     }
 
@@ -90,13 +94,16 @@ impl<'a> Wire<'a> {
 
     /// Steps over the value of a field whose key is not one of the message's, which has the fields
     /// below `fields_end` and keeps the others for later versions. `start` is the key's position.
+    ///
+    /// The cursor goes in and comes out by value: behind a reference it would live in memory
+    /// instead of registers, and every step would wait for it.
     #[cold]
     pub(super) fn skip_unknown(
-        &mut self,
+        self,
         key: u32,
         start: usize,
         fields_end: u32,
-    ) -> Result<(), Error> {
+    ) -> Result<Self, Error> {
         let (field, wire_type) = (key >> 3, key & 7);
         if (1..fields_end).contains(&field) && TYPES.contains(&wire_type) {
             return Err(corrupt(start, Fault::FieldType { field, wire_type }));
@@ -105,7 +112,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Steps over the value of any field. `start` is the position of its key.
-    pub(super) fn skip_value(&mut self, key: u32, start: usize) -> Result<(), Error> {
+    pub(super) fn skip_value(mut self, key: u32, start: usize) -> Result<Self, Error> {
         let (field, wire_type) = (key >> 3, key & 7);
         if field == 0 {
             return Err(corrupt(start, Fault::FieldKey));
@@ -116,7 +123,8 @@ impl<'a> Wire<'a> {
             FIXED64 => self.advance(8),
             FIXED32 => self.advance(4),
             _ => Err(corrupt(start, Fault::WireType { field, wire_type })),
-        }
+        }?;
+        Ok(self)
     }
 
     /// Reads a length and returns where the bytes it delimits end.
@@ -137,26 +145,26 @@ impl<'a> Wire<'a> {
         self.at += bytes;
         Ok(())
     }
+}
 
-    fn long_varint(&mut self) -> Result<u64, Error> {
-        let start = self.at;
-        let mut value = 0;
-        for shift in (0..70).step_by(7) {
-            let Some(&byte) = self.bytes.get(self.at) else {
-                return Err(corrupt(start, Fault::PastEnd));
-            };
-            self.at += 1;
-            let bits = u64::from(byte & 0x7F);
-            if shift == 63 && bits > 1 {
-                break;
-            }
-            value |= bits << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
+/// Reads a varint of any size and returns it and where it ends.
+#[inline(never)]
+fn long_varint(bytes: &[u8], start: usize) -> Result<(u64, usize), Error> {
+    let mut value = 0;
+    for (at, shift) in (start..).zip((0..70).step_by(7)) {
+        let Some(&byte) = bytes.get(at) else {
+            return Err(corrupt(start, Fault::PastEnd));
+        };
+        let bits = u64::from(byte & 0x7F);
+        if shift == 63 && bits > 1 {
+            break;
         }
-        Err(corrupt(start, Fault::Varint))
+        value |= bits << shift;
+        if byte < 0x80 {
+            return Ok((value, at + 1));
+        }
     }
+    Err(corrupt(start, Fault::Varint))
 }
 
 #[cold]
