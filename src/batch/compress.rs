@@ -29,6 +29,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Returns the size of the space held, in bytes.
+    pub fn bytes_held(&self) -> usize {
+        self.plain.capacity()
+    }
+
     /// Decompresses the body of a skimmed batch and returns its plain form, which has not been
     /// skimmed.
     pub(super) fn decompress(

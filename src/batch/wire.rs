@@ -58,17 +58,15 @@ impl<'a> Wire<'a> {
     /// some writers leave room for a length that way, and are accepted.
     #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, Error> {
-        match self.bytes.get(self.at) {
-            Some(&byte) if byte < 0x80 => {
-                self.at += 1;
-                Ok(u64::from(byte))
+        let (value, end) = match self.bytes[self.at..] {
+            [low, ..] if low < 0x80 => (u64::from(low), self.at + 1),
+            [low, high, ..] if high < 0x80 => {
+                (u64::from(low & 0x7F) | u64::from(high) << 7, self.at + 2)
             }
-            _ => {
-                let (value, end) = long_varint(self.bytes, self.at)?;
-                self.at = end;
-                Ok(value)
-            }
-        }
+            _ => long_varint(self.bytes, self.at)?,
+        };
+        self.at = end;
+        Ok(value)
     }
 
     /// Reads a length and the message it delimits, and steps over it.
