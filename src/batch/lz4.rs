@@ -200,3 +200,122 @@ impl Output<'_> {
         Fault::UncompressedLong { declared }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lz4_flex::frame::{BlockMode, BlockSize};
+
+    use super::*;
+
+    /// Words in an order that repeats far back but not near by.
+    fn plain() -> Vec<u8> {
+        let word = |at: u32| (at % 9_973).wrapping_mul(0x9E37_79B9).to_be_bytes();
+        (0..50_000).flat_map(word).collect()
+    }
+
+    fn frame(info: FrameInfo, plain: &[u8]) -> Vec<u8> {
+        let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Encodes a header with a right checksum.
+    fn header(flags: u8, block_size: u8, content_size: &[u8]) -> Vec<u8> {
+        let descriptor = [&[flags, block_size], content_size].concat();
+        let checksum = XxHash32::oneshot(0, &descriptor).to_le_bytes()[1];
+        [&MAGIC.to_le_bytes(), &descriptor[..], &[checksum]].concat()
+    }
+
+    fn stored(block: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(block.len()).unwrap() | BLOCK_STORED;
+        [&size.to_le_bytes(), block].concat()
+    }
+
+    fn refusal(frame: &[u8]) -> Fault {
+        decompress(frame, &mut vec![0; 1 << 20]).unwrap_err()
+    }
+
+    #[test]
+    fn frames_of_all_options_are_read() {
+        let plain = plain();
+        let modes = [BlockMode::Independent, BlockMode::Linked];
+        let sizes = [BlockSize::Max64KB, BlockSize::Max256KB, BlockSize::Max1MB];
+        for options in 0..48_usize {
+            let info = FrameInfo::new()
+                .block_mode(modes[options & 1])
+                .block_checksums(options & 2 != 0)
+                .content_checksum(options & 4 != 0)
+                .content_size((options & 8 != 0).then_some(plain.len() as u64))
+                .block_size(sizes[options / 16]);
+            let mut found = vec![0; plain.len()];
+            assert_eq!(
+                decompress(&frame(info, &plain), &mut found),
+                Ok(plain.len())
+            );
+            assert!(found == plain, "options {options}");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_refused_when_a_checksum_is_wrong() {
+        let info = FrameInfo::new()
+            .block_checksums(true)
+            .content_checksum(true);
+        let good = frame(info, b"some bytes");
+        assert_eq!(decompress(&good, &mut [0; 10]), Ok(10));
+        // The header's, the content's, and the block's, which stands before the end mark.
+        for position in [6, good.len() - 1, good.len() - 9] {
+            let mut bad = good.clone();
+            bad[position] ^= 1;
+            assert_eq!(refusal(&bad), Fault::Frame, "position {position}");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_refused_when_its_content_size_is_wrong() {
+        for (size, found) in [(3, Ok(3)), (4, Err(Fault::Frame)), (2, Err(Fault::Frame))] {
+            let head = header(VERSION | CONTENT_SIZE, 0x40, &u64::to_le_bytes(size));
+            let frame = [head, stored(b"abc"), vec![0; 4]].concat();
+            assert_eq!(decompress(&frame, &mut [0; 10]), found);
+        }
+    }
+
+    #[test]
+    fn a_block_larger_than_the_header_allows_is_refused() {
+        for (bytes, found) in [
+            (64 << 10, Ok(64 << 10)),
+            ((64 << 10) + 1, Err(Fault::Frame)),
+        ] {
+            let block = stored(&vec![7; bytes]);
+            let frame = [header(VERSION, 0x40, b""), block, vec![0; 4]].concat();
+            assert_eq!(decompress(&frame, &mut vec![0; 1 << 20]), found);
+        }
+        // Inside a compressed block: 200,000 zeros in one of at most 64 KiB.
+        let block = block::compress(&vec![0; 200_000]);
+        let size = u32::try_from(block.len()).unwrap().to_le_bytes();
+        let frame = [&header(VERSION, 0x40, b""), &size[..], &block, &[0; 4]].concat();
+        assert_eq!(refusal(&frame), Fault::Frame);
+    }
+
+    #[test]
+    fn headers_of_other_kinds_are_refused() {
+        let rest = [stored(b"abc"), vec![0; 4]].concat();
+        let read = |head: Vec<u8>| decompress(&[head, rest.clone()].concat(), &mut [0; 10]);
+        assert_eq!(read(header(VERSION, 0x40, b"")), Ok(3));
+        assert_eq!(read(header(VERSION | 1, 0x40, b"dict")), Err(Fault::Frame));
+        assert_eq!(read(header(VERSION | 2, 0x40, b"")), Err(Fault::Frame));
+        assert_eq!(read(header(0x80, 0x40, b"")), Err(Fault::Frame));
+        assert_eq!(read(header(VERSION, 0x30, b"")), Err(Fault::Frame));
+        assert_eq!(
+            read(b"\x02\x21\x4c\x18".to_vec()),
+            Err(Fault::Frame),
+            "a legacy frame"
+        );
+    }
+
+    #[test]
+    fn a_frame_without_its_end_mark_is_refused() {
+        let frame = [header(VERSION, 0x40, b""), stored(b"abc")].concat();
+        assert_eq!(refusal(&frame), Fault::Frame);
+    }
+}

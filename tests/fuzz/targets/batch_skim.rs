@@ -1,5 +1,5 @@
-//! Takes the input for an encoded `RecordBatch`. Whatever is accepted must be readable, must mean the
-//! same to prost, and must survive being built again.
+//! Takes the input for an encoded `RecordBatch`. Whatever is accepted must be readable, must mean
+//! the same to prost, and must survive being built again.
 
 use std::cell::RefCell;
 
