@@ -230,37 +230,58 @@ fn skim_record(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {
         ));
     }
     let mut seen = Seen::default();
-    let mut headers = 0;
+    let mut rare = RareFields::default();
     while !wire.is_empty() {
         let start = wire.position();
         let key = wire.key()?;
-        match key {
-            record_field::KEY | record_field::VALUE => {
-                wire.message()?;
-            }
-            record_field::EVENT_TIME_MS => {
-                wire.varint()?;
-            }
-            record_field::HEADERS => {
-                skim_header(wire.message()?, limits)?;
-                headers += 1;
-                continue;
-            }
-            _ => {
-                wire = wire.skip_unknown(key, start, record_field::END)?;
-                continue;
-            }
+        // A test and not a `match`, which would become an indirect jump: that took a quarter of
+        // the time of a skim.
+        if key == record_field::KEY || key == record_field::VALUE {
+            wire.message()?;
+            seen.once(key, start)?;
+        } else {
+            wire = rare.skim(wire, key, start, limits)?;
         }
-        seen.once(key, start)?;
     }
-    if headers > limits.headers_max as usize {
+    if rare.headers > limits.headers_max as usize {
         return Err(record_too_large(
             Measure::Headers,
-            headers,
+            rare.headers,
             limits.headers_max,
         ));
     }
     Ok(())
+}
+
+/// What a record has beside its key and value.
+#[derive(Default)]
+struct RareFields {
+    seen: Seen,
+    headers: usize,
+}
+
+impl RareFields {
+    #[inline(never)]
+    fn skim<'a>(
+        &mut self,
+        mut wire: Wire<'a>,
+        key: u32,
+        start: usize,
+        limits: &Limits,
+    ) -> Result<Wire<'a>, Error> {
+        match key {
+            record_field::HEADERS => {
+                skim_header(wire.message()?, limits)?;
+                self.headers += 1;
+            }
+            record_field::EVENT_TIME_MS => {
+                wire.varint()?;
+                self.seen.once(key, start)?;
+            }
+            _ => wire = wire.skip_unknown(key, start, record_field::END)?,
+        }
+        Ok(wire)
+    }
 }
 
 fn skim_header(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {

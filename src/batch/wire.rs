@@ -58,11 +58,8 @@ impl<'a> Wire<'a> {
     /// some writers leave room for a length that way, and are accepted.
     #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, Error> {
-        let (value, end) = match self.bytes[self.at..] {
-            [low, ..] if low < 0x80 => (u64::from(low), self.at + 1),
-            [low, high, ..] if high < 0x80 => {
-                (u64::from(low & 0x7F) | u64::from(high) << 7, self.at + 2)
-            }
+        let (value, end) = match self.bytes.get(self.at) {
+            Some(&byte) if byte < 0x80 => (u64::from(byte), self.at + 1),
             _ => long_varint(self.bytes, self.at)?,
         };
         self.at = end;
@@ -72,22 +69,15 @@ impl<'a> Wire<'a> {
     /// Reads a length and the message it delimits, and steps over it.
     #[inline]
     pub(super) fn message(&mut self) -> Result<Wire<'a>, Error> {
-        let end = self.end()?;
-        let message = Wire {
-            bytes: &self.bytes[..end],
-            at: self.at,
-        };
-        self.at = end;
-        Ok(message)
+        let (start, bytes) = self.delimited()?;
+        Ok(Wire { bytes, at: start })
     }
 
     /// Reads a length and the bytes it delimits.
     #[inline]
     pub(super) fn slice(&mut self) -> Result<&'a [u8], Error> {
-        let end = self.end()?;
-        let slice = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(slice)
+        let (start, bytes) = self.delimited()?;
+        Ok(&bytes[start..])
     }
 
     /// Steps over the value of a field whose key is not one of the message's, which has the fields
@@ -125,14 +115,22 @@ impl<'a> Wire<'a> {
         Ok(self)
     }
 
-    /// Reads a length and returns where the bytes it delimits end.
+    /// Reads a length and returns where the bytes it delimits start, and everything up to where
+    /// they end.
     #[inline]
-    fn end(&mut self) -> Result<usize, Error> {
-        let start = self.at;
+    fn delimited(&mut self) -> Result<(usize, &'a [u8]), Error> {
+        let position = self.at;
         let length = self.varint()?;
-        match usize::try_from(length) {
-            Ok(length) if length <= self.remaining() => Ok(self.at + length),
-            _ => Err(corrupt(start, Fault::PastEnd)),
+        let start = self.at;
+        let end = usize::try_from(length)
+            .ok()
+            .and_then(|length| start.checked_add(length));
+        match end.and_then(|end| self.bytes.get(..end)) {
+            Some(bytes) => {
+                self.at = bytes.len();
+                Ok((start, bytes))
+            }
+            None => Err(corrupt(position, Fault::PastEnd)),
         }
     }
 
@@ -146,8 +144,18 @@ impl<'a> Wire<'a> {
 }
 
 /// Reads a varint of any size and returns it and where it ends.
-#[inline(never)]
+#[inline]
 fn long_varint(bytes: &[u8], start: usize) -> Result<(u64, usize), Error> {
+    match bytes.get(start..start + 2) {
+        Some(&[low, high]) if high < 0x80 => {
+            Ok((u64::from(low & 0x7F) | u64::from(high) << 7, start + 2))
+        }
+        _ => longer_varint(bytes, start),
+    }
+}
+
+#[cold]
+fn longer_varint(bytes: &[u8], start: usize) -> Result<(u64, usize), Error> {
     let mut value = 0;
     for (at, shift) in (start..).zip((0..70).step_by(7)) {
         let Some(&byte) = bytes.get(at) else {

@@ -70,7 +70,9 @@ fn the_limits_hold_inside_a_compressed_batch() {
 fn a_zstd_batch_is_refused_by_a_build_without_it() {
     let payload = compressed(batch(Codec::Zstd), b"any frame");
     assert_eq!(
-        skim(&payload, &Limits::default()).unwrap().codec,
+        crate::batch::skim(&payload, &Limits::default())
+            .unwrap()
+            .codec,
         Codec::Zstd
     );
     assert_eq!(refused(&payload), Error::UnsupportedCodec { codec: 2 });
