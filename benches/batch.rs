@@ -30,8 +30,9 @@ fn checks(criterion: &mut Criterion) {
         group.bench_function(format!("op=skim/{shape}"), |bencher| {
             bencher.iter(|| skim(black_box(&plain), &limits));
         });
+        let values = values(record, records);
         group.bench_function(format!("op=build/{shape}"), |bencher| {
-            bencher.iter(|| batch(record, records, Codec::None));
+            bencher.iter(|| build(black_box(&values), Codec::None));
         });
         verifications(&mut group, record, records, &shape);
         iteration(&mut group, &plain, &shape);
@@ -46,7 +47,7 @@ fn verifications(group: &mut Group<'_>, record: usize, records: usize, shape: &s
         let crc = Some(payload_crc(&payload));
         group.bench_function(format!("op=verify/codec={codec}/{shape}"), |bencher| {
             bencher.iter(|| {
-                verify(black_box(&payload), crc, &limits, &mut scratch).map(|found| found.summary)
+                verify(black_box(&payload), crc, &limits, &mut scratch).map(|found| found.summary())
             });
         });
     }
@@ -67,15 +68,17 @@ fn value_bytes(batch: &Verified<'_>) -> usize {
         .sum()
 }
 
-/// Builds a batch of records with a key of 8 bytes and a value that compresses by half or so.
 fn batch(record: usize, records: usize, codec: Codec) -> bytes::Bytes {
+    build(&values(record, records), codec)
+}
+
+/// Builds a batch of records with a key of 8 bytes.
+fn build(values: &[Vec<u8>], codec: Codec) -> bytes::Bytes {
     let mut builder = BatchBuilder::new(Limits::default());
-    for ordinal in 0..records as u64 {
-        let value: Vec<u8> = (0..record as u64).map(|at| letter(at, ordinal)).collect();
-        let key = ordinal.to_le_bytes();
+    for (ordinal, value) in (0_u64..).zip(values) {
         let record = Record {
-            key: Some(&key),
-            value: Some(&value),
+            key: Some(&ordinal.to_le_bytes()),
+            value: Some(value),
             ..Record::default()
         };
         builder
@@ -85,6 +88,12 @@ fn batch(record: usize, records: usize, codec: Codec) -> bytes::Bytes {
     builder
         .build(codec)
         .expect("the batch is within the limits")
+}
+
+/// Makes values that compress by half or so.
+fn values(record: usize, records: usize) -> Vec<Vec<u8>> {
+    let value = |ordinal| (0..record as u64).map(|at| letter(at, ordinal)).collect();
+    (0..records as u64).map(value).collect()
 }
 
 fn letter(at: u64, ordinal: u64) -> u8 {

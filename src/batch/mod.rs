@@ -116,18 +116,27 @@ impl fmt::Display for Codec {
     }
 }
 
-/// A batch that was found sound, and the way to its records.
+/// A batch that was found sound, and the way to its records. Only [`verify`] makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Verified<'a> {
-    /// What the batch says about itself, all of it proven.
-    pub summary: Summary,
-    /// The CRC-32 of the payload.
-    pub crc: u32,
-    /// The plain form: the payload, or what it decompressed to. It passed the skimmer.
+    summary: Summary,
+    crc: u32,
+    /// The plain form: the payload, or what it decompressed to. It passed the skimmer as a batch of
+    /// `summary.record_count` records.
     plain: &'a [u8],
 }
 
 impl<'a> Verified<'a> {
+    /// Returns what the batch says about itself, all of it proven.
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// Returns the CRC-32 of the payload.
+    pub fn crc(&self) -> u32 {
+        self.crc
+    }
+
     /// Returns the records in order.
     pub fn records(&self) -> Records<'a> {
         Records::new(self.plain, self.summary.record_count)

@@ -99,10 +99,10 @@ fn a_plain_batch_has_the_golden_bytes() {
 fn golden_bytes_are_read_as_the_golden_records() {
     let mut scratch = Scratch::default();
     let batch = verify(GOLDEN, Some(GOLDEN_CRC), &Limits::default(), &mut scratch).unwrap();
-    assert_eq!(batch.summary.codec, Codec::None);
-    assert_eq!(batch.summary.record_count, 3);
-    assert_eq!(batch.summary.payload_bytes as usize, GOLDEN.len());
-    assert_eq!(batch.summary.uncompressed_bytes as usize, GOLDEN.len());
+    assert_eq!(batch.summary().codec, Codec::None);
+    assert_eq!(batch.summary().record_count, 3);
+    assert_eq!(batch.summary().payload_bytes as usize, GOLDEN.len());
+    assert_eq!(batch.summary().uncompressed_bytes as usize, GOLDEN.len());
     assert_eq!(batch.records().len(), 3);
     for (found, expected) in batch.records().zip(golden_records()) {
         assert_eq!(found.key, expected.key);
@@ -206,7 +206,7 @@ fn the_scratch_is_as_large_as_the_largest_batch_and_no_larger() {
     for (records, bytes) in [(10, 1 << 8), (1_000, 1 << 15), (10, 1 << 15)] {
         let batch = repetitive(records, Codec::Lz4);
         let found = verify(&batch, None, &Limits::default(), &mut scratch).unwrap();
-        assert_eq!(found.summary.record_count, records);
+        assert_eq!(found.summary().record_count, records);
         assert_eq!(scratch.bytes_held(), bytes);
     }
 }
@@ -383,8 +383,8 @@ proptest! {
         let mut scratch = Scratch::default();
         let limits = Limits::default();
         let batch = verify(&payload, Some(payload_crc(&payload)), &limits, &mut scratch).unwrap();
-        prop_assert_eq!(batch.summary, skim(&payload, &limits).unwrap());
-        prop_assert_eq!(batch.summary.record_count as usize, records.len());
+        prop_assert_eq!(batch.summary(), skim(&payload, &limits).unwrap());
+        prop_assert_eq!(batch.summary().record_count as usize, records.len());
         for (ordinal, expected) in (0..).zip(&records) {
             let found = batch.record(ordinal).unwrap();
             prop_assert_eq!(found.value, expected.value.as_deref());
@@ -421,9 +421,9 @@ fn accept_only_what_prost_accepts(payload: &[u8]) {
         return;
     };
     let prost = client::RecordBatch::decode(payload).unwrap();
-    if batch.summary.codec == Codec::None {
+    if batch.summary().codec == Codec::None {
         assert_eq!(prost.records, decoded(&batch));
     } else {
-        assert_eq!(prost.record_count, batch.summary.record_count);
+        assert_eq!(prost.record_count, batch.summary().record_count);
     }
 }

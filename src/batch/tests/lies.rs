@@ -7,7 +7,7 @@ use crate::proto::client;
 pub(super) fn refused_by(payload: &[u8], limits: &Limits) -> Error {
     let mut scratch = Scratch::default();
     verify(payload, None, limits, &mut scratch)
-        .map(|batch| batch.summary)
+        .map(|batch| batch.summary())
         .unwrap_err()
 }
 

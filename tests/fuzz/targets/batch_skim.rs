@@ -43,17 +43,17 @@ fn check(payload: &[u8], scratch: &mut Scratch) {
 }
 
 fn check_accepted(payload: &[u8], skimmed: Result<Summary, Error>, batch: &Verified<'_>) {
-    assert_eq!(skimmed, Ok(batch.summary));
+    assert_eq!(skimmed, Ok(batch.summary()));
     let prost = client::RecordBatch::decode(payload).expect("prost reads what was accepted");
     assert_eq!(
-        prost.codec.to_string(),
-        batch.summary.codec.number().to_string()
+        u64::try_from(prost.codec),
+        Ok(batch.summary().codec.number())
     );
-    if batch.summary.codec == Codec::None {
+    if batch.summary().codec == Codec::None {
         check_same_records(batch, &prost.records);
     } else {
-        assert_eq!(prost.record_count, batch.summary.record_count);
-        assert_eq!(prost.uncompressed_bytes, batch.summary.uncompressed_bytes);
+        assert_eq!(prost.record_count, batch.summary().record_count);
+        assert_eq!(prost.uncompressed_bytes, batch.summary().uncompressed_bytes);
     }
     check_rebuilt(batch);
 }
