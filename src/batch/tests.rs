@@ -229,79 +229,71 @@ fn a_batch_that_shrinks_more_than_servers_accept_is_built_plain() {
     }
 }
 
+const TIGHT: Limits = Limits {
+    batch_bytes_max: 100,
+    uncompressed_bytes_max: 200,
+    compression_ratio_max: 100,
+    records_max: 20,
+    record_bytes_max: 50,
+    headers_max: 1,
+    header_name_bytes_max: 3,
+};
+
+fn record_of(value: &[u8]) -> Record<'_> {
+    Record {
+        value: Some(value),
+        ..Record::default()
+    }
+}
+
 #[test]
-fn the_builder_refuses_what_the_skimmer_would_refuse() {
-    let limits = Limits {
-        batch_bytes_max: 100,
-        uncompressed_bytes_max: 200,
-        records_max: 20,
-        record_bytes_max: 50,
-        headers_max: 1,
-        header_name_bytes_max: 3,
-        ..Limits::default()
+fn the_builder_refuses_a_record_that_the_skimmer_would_refuse() {
+    let mut builder = BatchBuilder::new(TIGHT);
+    let mut refusal = |headers, value| {
+        let record = Record {
+            headers,
+            ..record_of(value)
+        };
+        builder.append(&record).unwrap_err()
     };
-    let mut builder = BatchBuilder::new(limits);
-    assert_eq!(builder.build(Codec::None).unwrap_err(), Error::Empty);
     let refused = |measure, found, max| Error::RecordTooLarge {
         ordinal: 0,
         measure,
         found,
         max,
     };
-    let value = |bytes| Record {
-        value: Some(&[7; 100][..bytes]),
-        ..Record::default()
-    };
-    let headers = |headers| Record {
-        headers,
-        ..Record::default()
-    };
-    let error = builder.append(&value(49)).unwrap_err();
-    assert_eq!(error, refused(Measure::Bytes, 51, 50));
-    let error = builder
-        .append(&headers(&[("", b""), ("", b"")]))
-        .unwrap_err();
-    assert_eq!(error, refused(Measure::Headers, 2, 1));
-    let error = builder.append(&headers(&[("four", b"")])).unwrap_err();
-    assert_eq!(error, refused(Measure::HeaderNameBytes, 4, 3));
+    assert_eq!(refusal(&[], &[7; 49]), refused(Measure::Bytes, 51, 50));
+    let two = &[("", b"".as_slice()), ("", b"")];
+    assert_eq!(refusal(two, b""), refused(Measure::Headers, 2, 1));
+    let four = &[("four", b"".as_slice())];
+    assert_eq!(refusal(four, b""), refused(Measure::HeaderNameBytes, 4, 3));
     assert!(builder.is_empty());
+}
 
+#[test]
+fn the_builder_refuses_a_batch_that_the_skimmer_would_refuse() {
+    let too_large = |measure, found, max| Error::BatchTooLarge {
+        measure,
+        found,
+        max,
+    };
+    let mut builder = BatchBuilder::new(TIGHT);
+    assert_eq!(builder.build(Codec::None).unwrap_err(), Error::Empty);
     for _ in 0..3 {
-        builder.append(&value(48)).unwrap();
+        builder.append(&record_of(&[7; 48])).unwrap();
     }
-    let error = builder.append(&value(48)).unwrap_err();
-    assert_eq!(
-        error,
-        Error::BatchTooLarge {
-            measure: Measure::Bytes,
-            found: 208,
-            max: 200
-        }
-    );
+    let error = builder.append(&record_of(&[7; 48])).unwrap_err();
+    assert_eq!(error, too_large(Measure::Bytes, 208, 200));
     let error = builder.build(Codec::None).unwrap_err();
-    assert_eq!(
-        error,
-        Error::BatchTooLarge {
-            measure: Measure::Bytes,
-            found: 156,
-            max: 100
-        }
-    );
+    assert_eq!(error, too_large(Measure::Bytes, 156, 100));
     let batch = builder.build(Codec::Lz4).unwrap();
-    assert_eq!(skim(&batch, &limits).unwrap().record_count, 3);
+    assert_eq!(skim(&batch, &TIGHT).unwrap().record_count, 3);
 
     for _ in 0..20 {
         builder.append(&Record::default()).unwrap();
     }
     let error = builder.append(&Record::default()).unwrap_err();
-    assert_eq!(
-        error,
-        Error::BatchTooLarge {
-            measure: Measure::Records,
-            found: 21,
-            max: 20
-        }
-    );
+    assert_eq!(error, too_large(Measure::Records, 21, 20));
     builder.clear();
     assert_eq!((builder.record_count(), builder.encoded_bytes()), (0, 0));
 }
