@@ -1,0 +1,93 @@
+//! The public API's messages, generated from `proto/` by `build.rs`.
+//!
+//! [`client`] has the messages as the files say. [`server`] has the same messages with every field
+//! of type `RecordBatch` as plain [`bytes::Bytes`]: the wire form is identical, so the server holds
+//! a batch as a slice of the buffer it was received in. What such a slice may contain is
+//! [`crate::batch`]'s to say.
+
+/// The messages as clients use them.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod client {
+    include!(concat!(env!("OUT_DIR"), "/client/quipu.v1.rs"));
+}
+
+/// The messages as the server uses them: record batches are opaque bytes.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod server {
+    include!(concat!(env!("OUT_DIR"), "/server/quipu.v1.rs"));
+}
+
+/// The encoded `FileDescriptorSet` of `proto/`, for server reflection.
+pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use super::{FILE_DESCRIPTORS, client, server};
+
+    fn stored_batch() -> client::StoredBatch {
+        let record = client::Record {
+            key: Some(Bytes::from_static(b"k")),
+            value: Some(Bytes::from_static(b"a value")),
+            headers: vec![client::Header {
+                name: "h".into(),
+                value: Bytes::from_static(b"1"),
+            }],
+            event_time_ms: Some(-1),
+        };
+        client::StoredBatch {
+            base_offset: 42,
+            record_count: 2,
+            append_time_ms: 1_700_000_000_000,
+            leader_epoch: 7,
+            crc: 0xDEAD_BEEF,
+            batch: Some(client::RecordBatch {
+                records: vec![record.clone(), record],
+                ..Default::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn the_server_takes_a_batch_as_a_slice_of_the_receive_buffer() {
+        let sent = stored_batch();
+        let received = Bytes::from(sent.encode_to_vec());
+        let stored = server::StoredBatch::decode(received.clone()).unwrap();
+
+        assert_eq!(stored.batch, sent.batch.unwrap().encode_to_vec());
+        let buffer = received.as_ptr_range();
+        let batch = stored.batch.as_ptr_range();
+        assert!(
+            buffer.start <= batch.start && batch.end <= buffer.end,
+            "the batch was copied"
+        );
+    }
+
+    #[test]
+    fn the_server_encodes_what_the_client_encoded() {
+        let sent = stored_batch();
+        let received = sent.encode_to_vec();
+        let stored = server::StoredBatch::decode(received.as_slice()).unwrap();
+        assert_eq!(stored.encode_to_vec(), received);
+        assert_eq!(
+            client::StoredBatch::decode(received.as_slice()).unwrap(),
+            sent
+        );
+    }
+
+    #[test]
+    fn reflection_sees_the_message_and_not_its_bytes() {
+        let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTORS).unwrap();
+        let batch = files
+            .file
+            .iter()
+            .flat_map(|file| &file.message_type)
+            .filter(|message| message.name() == "StoredBatch")
+            .flat_map(|message| &message.field)
+            .find(|field| field.name() == "batch")
+            .unwrap();
+        assert_eq!(batch.type_name(), ".quipu.v1.RecordBatch");
+    }
+}
