@@ -24,10 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new([PROTO_ROOT])?;
     compiler.include_source_info(true).include_imports(true);
     compiler.open_files(proto_files(Path::new(PROTO_ROOT))?)?;
-    fs::write(
-        out.join("descriptors.bin"),
-        compiler.encode_file_descriptor_set(),
-    )?;
+    fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
     let descriptors = compiler.file_descriptor_set();
     generate(&out.join("client"), descriptors.clone())?;
@@ -41,10 +38,7 @@ fn proto_files(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
         let path = entry?.path();
         if path.is_dir() {
             files.extend(proto_files(&path)?);
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "proto")
-        {
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
             files.push(path);
         }
     }
@@ -54,10 +48,7 @@ fn proto_files(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 
 fn generate(out: &Path, descriptors: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(out)?;
-    prost_build::Config::new()
-        .bytes(["."])
-        .out_dir(out)
-        .compile_fds(descriptors)?;
+    prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(descriptors)?;
     Ok(())
 }
 
@@ -69,14 +60,10 @@ fn with_opaque_batches(mut descriptors: FileDescriptorSet) -> FileDescriptorSet 
 }
 
 fn make_batches_opaque(message: &mut DescriptorProto) {
-    message
-        .field
-        .iter_mut()
-        .filter(|field| is_batch(field))
-        .for_each(|field| {
-            field.set_type(Type::Bytes);
-            field.type_name = None;
-        });
+    message.field.iter_mut().filter(|field| is_batch(field)).for_each(|field| {
+        field.set_type(Type::Bytes);
+        field.type_name = None;
+    });
     message.nested_type.iter_mut().for_each(make_batches_opaque);
 }
 

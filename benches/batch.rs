@@ -62,10 +62,7 @@ fn iteration(group: &mut Group<'_>, plain: &[u8], shape: &str) {
 }
 
 fn value_bytes(batch: &Verified<'_>) -> usize {
-    batch
-        .records()
-        .map(|record| record.value.map_or(0, <[u8]>::len))
-        .sum()
+    batch.records().map(|record| record.value.map_or(0, <[u8]>::len)).sum()
 }
 
 fn batch(record: usize, records: usize, codec: Codec) -> bytes::Bytes {
@@ -76,18 +73,11 @@ fn batch(record: usize, records: usize, codec: Codec) -> bytes::Bytes {
 fn build(values: &[Vec<u8>], codec: Codec) -> bytes::Bytes {
     let mut builder = BatchBuilder::new(Limits::default());
     for (ordinal, value) in (0_u64..).zip(values) {
-        let record = Record {
-            key: Some(&ordinal.to_le_bytes()),
-            value: Some(value),
-            ..Record::default()
-        };
-        builder
-            .append(&record)
-            .expect("the batch is within the limits");
+        let record =
+            Record { key: Some(&ordinal.to_le_bytes()), value: Some(value), ..Record::default() };
+        builder.append(&record).expect("the batch is within the limits");
     }
-    builder
-        .build(codec)
-        .expect("the batch is within the limits")
+    builder.build(codec).expect("the batch is within the limits")
 }
 
 /// Makes values that compress by half or so.

@@ -31,10 +31,7 @@ mod tests {
         let record = client::Record {
             key: Some(Bytes::from_static(b"k")),
             value: Some(Bytes::from_static(b"a value")),
-            headers: vec![client::Header {
-                name: "h".into(),
-                value: Bytes::from_static(b"1"),
-            }],
+            headers: vec![client::Header { name: "h".into(), value: Bytes::from_static(b"1") }],
             event_time_ms: Some(-1),
         };
         client::StoredBatch {
@@ -59,10 +56,7 @@ mod tests {
         assert_eq!(stored.batch, sent.batch.unwrap().encode_to_vec());
         let buffer = received.as_ptr_range();
         let batch = stored.batch.as_ptr_range();
-        assert!(
-            buffer.start <= batch.start && batch.end <= buffer.end,
-            "the batch was copied"
-        );
+        assert!(buffer.start <= batch.start && batch.end <= buffer.end, "the batch was copied");
     }
 
     #[test]
@@ -71,10 +65,7 @@ mod tests {
         let received = sent.encode_to_vec();
         let stored = server::StoredBatch::decode(received.as_slice()).unwrap();
         assert_eq!(stored.encode_to_vec(), received);
-        assert_eq!(
-            client::StoredBatch::decode(received.as_slice()).unwrap(),
-            sent
-        );
+        assert_eq!(client::StoredBatch::decode(received.as_slice()).unwrap(), sent);
     }
 
     #[test]

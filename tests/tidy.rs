@@ -31,12 +31,7 @@ fn expect_all(rule: impl Fn(&[Source]) -> Vec<Breach>) {
     let sources = read_project();
     assert!(sources.len() > 1, "the project's files were not found");
     let breaches: Vec<String> = rule(&sources).iter().map(Breach::to_string).collect();
-    assert!(
-        breaches.is_empty(),
-        "{} breaches:\n{}",
-        breaches.len(),
-        breaches.join("\n")
-    );
+    assert!(breaches.is_empty(), "{} breaches:\n{}", breaches.len(), breaches.join("\n"));
 }
 
 #[test]

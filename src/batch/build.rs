@@ -34,11 +34,7 @@ pub struct BatchBuilder {
 impl BatchBuilder {
     /// Creates a builder of batches that a server with these limits accepts.
     pub fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            plain: BytesMut::new(),
-            record_count: 0,
-        }
+        Self { limits, plain: BytesMut::new(), record_count: 0 }
     }
 
     /// Returns the number of records appended since the last batch was built.
@@ -69,27 +65,15 @@ impl BatchBuilder {
         let bytes = record_bytes(record);
         self.check_record(record, bytes)?;
         let plain_bytes = self.plain.len() + length_delimited_bytes(bytes);
-        check_batch(
-            Measure::Bytes,
-            plain_bytes,
-            self.limits.uncompressed_bytes_max,
-        )?;
+        check_batch(Measure::Bytes, plain_bytes, self.limits.uncompressed_bytes_max)?;
         let record_count = self.record_count + 1;
-        check_batch(
-            Measure::Records,
-            record_count as usize,
-            self.limits.records_max,
-        )?;
+        check_batch(Measure::Records, record_count as usize, self.limits.records_max)?;
 
         self.plain.reserve(plain_bytes - self.plain.len());
         put_length(&mut self.plain, batch_field::RECORDS, bytes);
         put_record(&mut self.plain, record);
         self.record_count = record_count;
-        assert_eq!(
-            self.plain.len(),
-            plain_bytes,
-            "a record's size was computed wrong"
-        );
+        assert_eq!(self.plain.len(), plain_bytes, "a record's size was computed wrong");
         Ok(())
     }
 
@@ -129,85 +113,46 @@ impl BatchBuilder {
             self.plain.len() <= self.limits.uncompressed_bytes_max(frame.len()) as usize;
         let mut batch = BytesMut::with_capacity(frame.len() + 32);
         put_varint_field(&mut batch, batch_field::CODEC, codec.number());
-        put_varint_field(
-            &mut batch,
-            batch_field::RECORD_COUNT,
-            self.record_count.into(),
-        );
-        put_varint_field(
-            &mut batch,
-            batch_field::UNCOMPRESSED_BYTES,
-            self.plain.len() as u64,
-        );
+        put_varint_field(&mut batch, batch_field::RECORD_COUNT, self.record_count.into());
+        put_varint_field(&mut batch, batch_field::UNCOMPRESSED_BYTES, self.plain.len() as u64);
         put_bytes(&mut batch, batch_field::COMPRESSED, &frame);
         Ok((ratio_is_accepted && batch.len() < self.plain.len()).then_some(batch))
     }
 
     fn check_record(&self, record: &Record<'_>, bytes: usize) -> Result<(), Error> {
         let limits = &self.limits;
-        let name_bytes = record
-            .headers
-            .iter()
-            .map(|(name, _)| name.len())
-            .max()
-            .unwrap_or(0);
+        let name_bytes = record.headers.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let measures = [
             (Measure::Bytes, bytes, limits.record_bytes_max),
             (Measure::Headers, record.headers.len(), limits.headers_max),
-            (
-                Measure::HeaderNameBytes,
-                name_bytes,
-                limits.header_name_bytes_max,
-            ),
+            (Measure::HeaderNameBytes, name_bytes, limits.header_name_bytes_max),
         ];
-        let over = measures
-            .into_iter()
-            .find(|(_, found, max)| *found > *max as usize);
+        let over = measures.into_iter().find(|(_, found, max)| *found > *max as usize);
         over.map_or(Ok(()), |(measure, found, max)| {
             let ordinal = self.record_count;
-            Err(Error::RecordTooLarge {
-                ordinal,
-                measure,
-                found: found as u64,
-                max,
-            })
+            Err(Error::RecordTooLarge { ordinal, measure, found: found as u64, max })
         })
     }
 }
 
 fn check_batch(measure: Measure, found: usize, max: u32) -> Result<(), Error> {
     if found > max as usize {
-        return Err(Error::BatchTooLarge {
-            measure,
-            found: found as u64,
-            max,
-        });
+        return Err(Error::BatchTooLarge { measure, found: found as u64, max });
     }
     Ok(())
 }
 
 fn record_bytes(record: &Record<'_>) -> usize {
-    let key = record
-        .key
-        .map_or(0, |key| length_delimited_bytes(key.len()));
-    let value = record
-        .value
-        .map_or(0, |value| length_delimited_bytes(value.len()));
-    let time = record
-        .event_time_ms
-        .map_or(0, |time| 1 + varint_bytes(time.cast_unsigned()));
-    let headers = record
-        .headers
-        .iter()
-        .map(|header| length_delimited_bytes(header_bytes(*header)));
+    let key = record.key.map_or(0, |key| length_delimited_bytes(key.len()));
+    let value = record.value.map_or(0, |value| length_delimited_bytes(value.len()));
+    let time = record.event_time_ms.map_or(0, |time| 1 + varint_bytes(time.cast_unsigned()));
+    let headers = record.headers.iter().map(|header| length_delimited_bytes(header_bytes(*header)));
     key + value + time + headers.sum::<usize>()
 }
 
 /// Empty names and values are not written: absent means empty here.
 fn header_bytes((name, value): (&str, &[u8])) -> usize {
-    let present = [name.len(), value.len()]
-        .into_iter()
-        .filter(|bytes| *bytes > 0);
+    let present = [name.len(), value.len()].into_iter().filter(|bytes| *bytes > 0);
     present.map(length_delimited_bytes).sum()
 }
 

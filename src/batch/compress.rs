@@ -84,9 +84,7 @@ pub(super) fn compress(codec: Codec, plain: &[u8]) -> Result<Vec<u8>, Error> {
 
 #[cfg(not(feature = "zstd"))]
 fn unsupported(codec: Codec) -> Error {
-    Error::UnsupportedCodec {
-        codec: codec.number(),
-    }
+    Error::UnsupportedCodec { codec: codec.number() }
 }
 
 /// Decompresses one Zstandard frame into `plain` and returns the number of bytes written.
@@ -105,12 +103,10 @@ fn decompress_zstd(
         Err(_) => return Err(Fault::Frame),
     }
     let declared = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-    context
-        .decompress(plain, frame)
-        .map_err(|code| match code.wrapping_neg() {
-            ZSTD_OUTPUT_TOO_SMALL => Fault::UncompressedLong { declared },
-            _ => Fault::Frame,
-        })
+    context.decompress(plain, frame).map_err(|code| match code.wrapping_neg() {
+        ZSTD_OUTPUT_TOO_SMALL => Fault::UncompressedLong { declared },
+        _ => Fault::Frame,
+    })
 }
 
 /// Checks the frame's header (RFC 8878, section 3.1.1.1) for the window that readers must have.
@@ -128,10 +124,7 @@ fn check_zstd_window(frame: &[u8]) -> Result<(), Fault> {
     let base = 1_u64 << (10 + (window >> 3));
     let window_bytes = base + base / 8 * u64::from(window & 7);
     if window_bytes > ZSTD_WINDOW_BYTES_MAX {
-        return Err(Fault::Window {
-            window_bytes,
-            max: ZSTD_WINDOW_BYTES_MAX,
-        });
+        return Err(Fault::Window { window_bytes, max: ZSTD_WINDOW_BYTES_MAX });
     }
     Ok(())
 }

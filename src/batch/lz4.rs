@@ -55,10 +55,7 @@ pub(super) fn decompress(frame: &[u8], plain: &mut [u8]) -> Result<usize, Fault>
     if header.has(CONTENT_CHECKSUM) {
         input.checksum(written)?;
     }
-    if header
-        .content_size
-        .is_some_and(|size| size != written.len() as u64)
-    {
+    if header.content_size.is_some_and(|size| size != written.len() as u64) {
         return Err(Fault::Frame);
     }
     match input.0 {
@@ -94,11 +91,7 @@ impl Header {
         if XxHash32::oneshot(0, descriptor).to_le_bytes()[1] != checksum {
             return Err(Fault::Frame);
         }
-        Ok(Self {
-            flags,
-            block_bytes_max,
-            content_size,
-        })
+        Ok(Self { flags, block_bytes_max, content_size })
     }
 
     fn has(&self, flag: u8) -> bool {
@@ -170,9 +163,7 @@ impl Output<'_> {
 
     fn store(&mut self, block: &[u8]) -> Result<usize, Fault> {
         let too_long = self.too_long();
-        let room = self.plain[self.written..]
-            .get_mut(..block.len())
-            .ok_or(too_long)?;
+        let room = self.plain[self.written..].get_mut(..block.len()).ok_or(too_long)?;
         room.copy_from_slice(block);
         Ok(block.len())
     }
@@ -248,19 +239,14 @@ mod tests {
                 .content_size((options & 8 != 0).then_some(plain.len() as u64))
                 .block_size(sizes[options / 16]);
             let mut found = vec![0; plain.len()];
-            assert_eq!(
-                decompress(&frame(info, &plain), &mut found),
-                Ok(plain.len())
-            );
+            assert_eq!(decompress(&frame(info, &plain), &mut found), Ok(plain.len()));
             assert!(found == plain, "options {options}");
         }
     }
 
     #[test]
     fn a_frame_is_refused_when_a_checksum_is_wrong() {
-        let info = FrameInfo::new()
-            .block_checksums(true)
-            .content_checksum(true);
+        let info = FrameInfo::new().block_checksums(true).content_checksum(true);
         let good = frame(info, b"some bytes");
         assert_eq!(decompress(&good, &mut [0; 10]), Ok(10));
         // The header's, the content's, and the block's, which stands before the end mark.
@@ -282,10 +268,7 @@ mod tests {
 
     #[test]
     fn a_block_larger_than_the_header_allows_is_refused() {
-        for (bytes, found) in [
-            (64 << 10, Ok(64 << 10)),
-            ((64 << 10) + 1, Err(Fault::Frame)),
-        ] {
+        for (bytes, found) in [(64 << 10, Ok(64 << 10)), ((64 << 10) + 1, Err(Fault::Frame))] {
             let block = stored(&vec![7; bytes]);
             let frame = [header(VERSION, 0x40, b""), block, vec![0; 4]].concat();
             assert_eq!(decompress(&frame, &mut vec![0; 1 << 20]), found);
@@ -306,11 +289,7 @@ mod tests {
         assert_eq!(read(header(VERSION | 2, 0x40, b"")), Err(Fault::Frame));
         assert_eq!(read(header(0x80, 0x40, b"")), Err(Fault::Frame));
         assert_eq!(read(header(VERSION, 0x30, b"")), Err(Fault::Frame));
-        assert_eq!(
-            read(b"\x02\x21\x4c\x18".to_vec()),
-            Err(Fault::Frame),
-            "a legacy frame"
-        );
+        assert_eq!(read(b"\x02\x21\x4c\x18".to_vec()), Err(Fault::Frame), "a legacy frame");
     }
 
     #[test]

@@ -91,9 +91,7 @@ pub enum Codec {
 impl Codec {
     /// Returns the codec of a number of the API's `Codec`.
     pub fn from_number(number: u64) -> Option<Self> {
-        [Self::None, Self::Lz4, Self::Zstd]
-            .into_iter()
-            .find(|codec| codec.number() == number)
+        [Self::None, Self::Lz4, Self::Zstd].into_iter().find(|codec| codec.number() == number)
     }
 
     /// Returns the codec's number in the API.
@@ -170,18 +168,11 @@ pub fn verify<'a>(
     skim::payload_bytes(payload, limits)?;
     let crc = payload_crc(payload);
     if let Some(expected) = expected_crc.filter(|expected| *expected != crc) {
-        return Err(Error::BadChecksum {
-            expected,
-            found: crc,
-        });
+        return Err(Error::BadChecksum { expected, found: crc });
     }
     let (summary, compressed) = skim::skim_with_body(payload, limits)?;
     if summary.codec == Codec::None {
-        return Ok(Verified {
-            summary,
-            crc,
-            plain: payload,
-        });
+        return Ok(Verified { summary, crc, plain: payload });
     }
     let plain = scratch.decompress(&summary, compressed)?;
     let found = skim::skim_decompressed(plain, limits)?;
@@ -190,9 +181,5 @@ pub fn verify<'a>(
         let fault = Fault::RecordCount { declared, found };
         return Err(wire::corrupt(compressed.position, fault));
     }
-    Ok(Verified {
-        summary,
-        crc,
-        plain,
-    })
+    Ok(Verified { summary, crc, plain })
 }

@@ -18,10 +18,7 @@ pub struct Records<'a> {
 impl<'a> Records<'a> {
     /// `plain` must have passed the skimmer as a plain batch of `record_count` records.
     pub(super) fn new(plain: &'a [u8], record_count: u32) -> Self {
-        Self {
-            wire: Wire::new(plain),
-            remaining: record_count,
-        }
+        Self { wire: Wire::new(plain), remaining: record_count }
     }
 
     /// Steps over the next record and returns its message.
@@ -29,11 +26,7 @@ impl<'a> Records<'a> {
     fn next_message(&mut self) -> Option<Wire<'a>> {
         self.remaining = self.remaining.checked_sub(1)?;
         let message = next_message(&mut self.wire, batch_field::RECORDS);
-        assert!(
-            message.is_some(),
-            "a batch ended {} records before its count",
-            self.remaining + 1
-        );
+        assert!(message.is_some(), "a batch ended {} records before its count", self.remaining + 1);
         message
     }
 }
@@ -84,12 +77,7 @@ impl<'a> RecordView<'a> {
     }
 
     fn read(wire: Wire<'a>) -> Self {
-        let mut view = Self {
-            key: None,
-            value: None,
-            event_time_ms: None,
-            wire,
-        };
+        let mut view = Self { key: None, value: None, event_time_ms: None, wire };
         let mut rest = wire;
         while !rest.is_empty() {
             let start = rest.position();

@@ -84,12 +84,7 @@ pub(super) fn skim_with_body<'a>(
         Codec::None => (form.check_plain(limits)?, payload_bytes),
         Codec::Lz4 | Codec::Zstd => form.check_compressed(limits)?,
     };
-    let summary = Summary {
-        codec,
-        record_count,
-        payload_bytes,
-        uncompressed_bytes,
-    };
+    let summary = Summary { codec, record_count, payload_bytes, uncompressed_bytes };
     Ok((summary, form.compressed))
 }
 
@@ -155,10 +150,7 @@ impl<'a> Form<'a> {
             batch_field::RECORD_COUNT => self.record_count = wire.varint()?,
             batch_field::UNCOMPRESSED_BYTES => self.uncompressed_bytes = wire.varint()?,
             batch_field::COMPRESSED => {
-                self.compressed = Compressed {
-                    frame: wire.slice()?,
-                    position: start,
-                };
+                self.compressed = Compressed { frame: wire.slice()?, position: start };
             }
             _ => return wire.skip_unknown(key, start, batch_field::END),
         }
@@ -223,11 +215,7 @@ impl Seen {
 fn skim_record(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {
     if wire.remaining() > limits.record_bytes_max as usize {
         let found = wire.remaining();
-        return Err(record_too_large(
-            Measure::Bytes,
-            found,
-            limits.record_bytes_max,
-        ));
+        return Err(record_too_large(Measure::Bytes, found, limits.record_bytes_max));
     }
     let mut seen = Seen::default();
     let mut rare = RareFields::default();
@@ -244,11 +232,7 @@ fn skim_record(mut wire: Wire<'_>, limits: &Limits) -> Result<(), Error> {
         }
     }
     if rare.headers > limits.headers_max as usize {
-        return Err(record_too_large(
-            Measure::Headers,
-            rare.headers,
-            limits.headers_max,
-        ));
+        return Err(record_too_large(Measure::Headers, rare.headers, limits.headers_max));
     }
     Ok(())
 }
@@ -329,39 +313,21 @@ fn record_count(found: u64, limits: &Limits) -> Result<u32, Error> {
 
 /// Returns `found` if it is not above `max`, and as it is in the error.
 fn at_most(found: u64, max: u32) -> Result<u32, u64> {
-    u32::try_from(found)
-        .ok()
-        .filter(|found| *found <= max)
-        .ok_or(found)
+    u32::try_from(found).ok().filter(|found| *found <= max).ok_or(found)
 }
 
 #[cold]
 fn record_too_large(measure: Measure, found: usize, max: u32) -> Error {
-    Error::RecordTooLarge {
-        ordinal: 0,
-        measure,
-        found: found as u64,
-        max,
-    }
+    Error::RecordTooLarge { ordinal: 0, measure, found: found as u64, max }
 }
 
 /// Sets the ordinal of an error of one record.
 #[cold]
 fn with_ordinal(error: Error, record: u64) -> Error {
     match error {
-        Error::RecordTooLarge {
-            measure,
-            found,
-            max,
-            ..
-        } => {
+        Error::RecordTooLarge { measure, found, max, .. } => {
             let ordinal = u32::try_from(record).unwrap_or(u32::MAX);
-            Error::RecordTooLarge {
-                ordinal,
-                measure,
-                found,
-                max,
-            }
+            Error::RecordTooLarge { ordinal, measure, found, max }
         }
         other => other,
     }

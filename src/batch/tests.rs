@@ -45,11 +45,7 @@ fn golden_records() -> [Record<'static>; 3] {
         headers: &[("h", b"x"), ("h", b"y")],
         event_time_ms: Some(1_700_000_000_000),
     };
-    let empty = Record {
-        key: Some(b""),
-        headers: &[("", b"")],
-        ..Record::default()
-    };
+    let empty = Record { key: Some(b""), headers: &[("", b"")], ..Record::default() };
     [full, Record::default(), empty]
 }
 
@@ -120,11 +116,7 @@ fn golden_compressed_batches_are_read() {
             Codec::Lz4 => codec_lies::compressed(codec_lies::batch(codec), GOLDEN_LZ4),
             Codec::Zstd => codec_lies::compressed(codec_lies::batch(codec), GOLDEN_ZSTD),
         };
-        assert_eq!(
-            verified_records(&payload),
-            verified_records(GOLDEN),
-            "{codec}"
-        );
+        assert_eq!(verified_records(&payload), verified_records(GOLDEN), "{codec}");
     }
 }
 
@@ -151,13 +143,7 @@ fn every_flipped_bit_gives_a_checksum_error() {
             damaged[bit / 8] ^= 1 << (bit % 8);
             let found = payload_crc(&damaged);
             let refused = verify(&damaged, Some(crc), &Limits::default(), &mut scratch);
-            assert_eq!(
-                refused.unwrap_err(),
-                Error::BadChecksum {
-                    expected: crc,
-                    found
-                }
-            );
+            assert_eq!(refused.unwrap_err(), Error::BadChecksum { expected: crc, found });
         }
     }
 }
@@ -167,22 +153,10 @@ fn unknown_fields_are_skipped_at_every_level() {
     // Fields 100 of all four wire types, between and inside the known ones.
     let unknown = b"\xa0\x06\xff\x01\xa1\x06aaaaaaaa\xa2\x06\x02zz\xa5\x06bbbb".as_slice();
     let header = [unknown, b"\x0a\x01h", unknown].concat();
-    let record = [
-        unknown,
-        b"\x0a\x01k\x1a",
-        &[length(&header)],
-        &header,
-        unknown,
-    ]
-    .concat();
+    let record = [unknown, b"\x0a\x01k\x1a", &[length(&header)], &header, unknown].concat();
     let batch = [unknown, b"\x12", &[length(&record)], &record, unknown].concat();
     let records = verified_records(&batch);
-    assert_eq!(
-        records,
-        client::RecordBatch::decode(batch.as_slice())
-            .unwrap()
-            .records
-    );
+    assert_eq!(records, client::RecordBatch::decode(batch.as_slice()).unwrap().records);
     assert_eq!(records[0].key.as_deref(), Some(b"k".as_slice()));
     assert_eq!(records[0].headers[0].name, "h");
 }
@@ -190,14 +164,8 @@ fn unknown_fields_are_skipped_at_every_level() {
 #[test]
 fn lengths_that_are_longer_than_they_need_be_are_read() {
     let batch = b"\x92\x00\x87\x80\x80\x00\x0a\x83\x80\x00k12";
-    assert_eq!(
-        verified_records(batch)[0].key.as_deref(),
-        Some(b"k12".as_slice())
-    );
-    assert_eq!(
-        verified_records(batch),
-        client::RecordBatch::decode(&batch[..]).unwrap().records
-    );
+    assert_eq!(verified_records(batch)[0].key.as_deref(), Some(b"k12".as_slice()));
+    assert_eq!(verified_records(batch), client::RecordBatch::decode(&batch[..]).unwrap().records);
 }
 
 #[test]
@@ -219,10 +187,7 @@ fn a_batch_that_does_not_shrink_is_built_plain() {
 #[test]
 fn a_batch_that_shrinks_more_than_servers_accept_is_built_plain() {
     let value = vec![0; 100_000];
-    let record = Record {
-        value: Some(&value),
-        ..Record::default()
-    };
+    let record = Record { value: Some(&value), ..Record::default() };
     for &codec in CODECS {
         let batch = build(&[record], codec);
         assert_eq!(skim(&batch, &Limits::default()).unwrap().codec, Codec::None);
@@ -240,28 +205,17 @@ const TIGHT: Limits = Limits {
 };
 
 fn record_of(value: &[u8]) -> Record<'_> {
-    Record {
-        value: Some(value),
-        ..Record::default()
-    }
+    Record { value: Some(value), ..Record::default() }
 }
 
 #[test]
 fn the_builder_refuses_a_record_that_the_skimmer_would_refuse() {
     let mut builder = BatchBuilder::new(TIGHT);
     let mut refusal = |headers, value| {
-        let record = Record {
-            headers,
-            ..record_of(value)
-        };
+        let record = Record { headers, ..record_of(value) };
         builder.append(&record).unwrap_err()
     };
-    let refused = |measure, found, max| Error::RecordTooLarge {
-        ordinal: 0,
-        measure,
-        found,
-        max,
-    };
+    let refused = |measure, found, max| Error::RecordTooLarge { ordinal: 0, measure, found, max };
     assert_eq!(refusal(&[], &[7; 49]), refused(Measure::Bytes, 51, 50));
     let two = &[("", b"".as_slice()), ("", b"")];
     assert_eq!(refusal(two, b""), refused(Measure::Headers, 2, 1));
@@ -272,11 +226,7 @@ fn the_builder_refuses_a_record_that_the_skimmer_would_refuse() {
 
 #[test]
 fn the_builder_refuses_a_batch_that_the_skimmer_would_refuse() {
-    let too_large = |measure, found, max| Error::BatchTooLarge {
-        measure,
-        found,
-        max,
-    };
+    let too_large = |measure, found, max| Error::BatchTooLarge { measure, found, max };
     let mut builder = BatchBuilder::new(TIGHT);
     assert_eq!(builder.build(Codec::None).unwrap_err(), Error::Empty);
     for _ in 0..3 {
@@ -303,10 +253,7 @@ fn repetitive(records: u32, codec: Codec) -> Bytes {
     let mut builder = BatchBuilder::new(Limits::default());
     for ordinal in 0..records {
         let value = format!("a value that recurs {}", ordinal % 97);
-        let record = Record {
-            value: Some(value.as_bytes()),
-            ..Record::default()
-        };
+        let record = Record { value: Some(value.as_bytes()), ..Record::default() };
         builder.append(&record).unwrap();
     }
     builder.build(codec).unwrap()
@@ -342,11 +289,8 @@ fn any_records() -> impl Strategy<Value = Vec<client::Record>> {
 fn build_from(records: &[client::Record], codec: Codec) -> Bytes {
     let mut builder = BatchBuilder::new(Limits::default());
     for record in records {
-        let headers: Vec<_> = record
-            .headers
-            .iter()
-            .map(|header| (header.name.as_str(), &header.value[..]))
-            .collect();
+        let headers: Vec<_> =
+            record.headers.iter().map(|header| (header.name.as_str(), &header.value[..])).collect();
         let record = Record {
             key: record.key.as_deref(),
             value: record.value.as_deref(),

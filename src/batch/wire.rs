@@ -122,9 +122,7 @@ impl<'a> Wire<'a> {
         let position = self.at;
         let length = self.varint()?;
         let start = self.at;
-        let end = usize::try_from(length)
-            .ok()
-            .and_then(|length| start.checked_add(length));
+        let end = usize::try_from(length).ok().and_then(|length| start.checked_add(length));
         match end.and_then(|end| self.bytes.get(..end)) {
             Some(bytes) => {
                 self.at = bytes.len();

@@ -48,11 +48,7 @@ impl Context {
     pub(super) fn no_space(&self, bytes: u64) -> Error {
         let free = self.fs.free_bytes(&self.root).unwrap_or(0);
         let wanted = bytes + self.config.low_water_bytes;
-        Error::NoSpace {
-            path: self.root.clone(),
-            free,
-            wanted,
-        }
+        Error::NoSpace { path: self.root.clone(), free, wanted }
     }
 
     /// Turns a failed write or sync into the end of all writing; a full disk only into a refusal.
@@ -86,9 +82,7 @@ impl Failure {
     /// Refuses if something failed.
     pub(super) fn check(&self) -> Result<()> {
         match self.0.get() {
-            Some(reason) => Err(Error::Failed {
-                reason: reason.clone(),
-            }),
+            Some(reason) => Err(Error::Failed { reason: reason.clone() }),
             None => Ok(()),
         }
     }
@@ -112,10 +106,7 @@ struct Clock {
 
 impl OpenSegments {
     pub(super) fn new(max: usize) -> Self {
-        Self {
-            max: max.max(1),
-            clock: Mutex::default(),
-        }
+        Self { max: max.max(1), clock: Mutex::default() }
     }
 
     /// Notes that `segment` was opened and closes others while there are too many.

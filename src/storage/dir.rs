@@ -59,9 +59,7 @@ impl DataDir {
         fs.create_dir_all(root).at("create", root)?;
         let lock_path = root.join(LOCK);
         let lock = fs.try_lock(&lock_path).at("lock", &lock_path)?;
-        let lock = lock.ok_or_else(|| Error::InUse {
-            path: root.to_path_buf(),
-        })?;
+        let lock = lock.ok_or_else(|| Error::InUse { path: root.to_path_buf() })?;
         if is_new {
             write_marker(&*fs, root)?;
         }
@@ -76,27 +74,11 @@ impl DataDir {
         let has_threads = config.sync_threads > 0;
         let root = root.to_path_buf();
         let failure = Failure::default();
-        let context = Context {
-            fs,
-            root,
-            config,
-            journal,
-            spares,
-            open_segments,
-            failure,
-        };
+        let context = Context { fs, root, config, journal, spares, open_segments, failure };
         let context = Arc::new(context);
-        context
-            .fs
-            .sync_dir(&context.root)
-            .at("sync", &context.root)?;
+        context.fs.sync_dir(&context.root).at("sync", &context.root)?;
         let housekeeper = has_threads.then(|| Housekeeper::start(&context));
-        let directory = Self {
-            context,
-            class,
-            housekeeper,
-            _lock: lock,
-        };
+        let directory = Self { context, class, housekeeper, _lock: lock };
         if directory.housekeeper.is_none() {
             directory.housekeep();
         }
@@ -120,10 +102,7 @@ impl DataDir {
     pub fn logs(&self) -> Result<Vec<LogId>> {
         let dir = self.context.logs_dir();
         let names = self.context.fs.list(&dir).at("list", &dir)?;
-        Ok(names
-            .iter()
-            .filter_map(|entry| LogId::parse(&entry.name))
-            .collect())
+        Ok(names.iter().filter_map(|entry| LogId::parse(&entry.name)).collect())
     }
 
     /// Creates a log. Its first segment starts after `tip` ([`Tip::EMPTY`] for a log from the
@@ -134,11 +113,7 @@ impl DataDir {
     pub fn create_log(&self, id: LogId, tip: Tip, checkpoint: &[u8]) -> Result<Log> {
         self.context.failure.check()?;
         let dir = self.context.log_dir(id);
-        let is_taken = self
-            .context
-            .fs
-            .list(&dir)
-            .is_ok_and(|names| !names.is_empty());
+        let is_taken = self.context.fs.list(&dir).is_ok_and(|names| !names.is_empty());
         if is_taken {
             let reason = "a log of this id exists already".to_owned();
             return Err(Error::Foreign { path: dir, reason });
@@ -155,10 +130,7 @@ impl DataDir {
         let started = Instant::now();
         let dir = self.context.log_dir(id);
         if self.context.fs.list(&dir).is_err() {
-            return Err(Error::UnknownLog {
-                log: id,
-                path: self.context.root.clone(),
-            });
+            return Err(Error::UnknownLog { log: id, path: self.context.root.clone() });
         }
         let (log, mut report) = open::open(&self.context, id, self.class)?;
         report.elapsed = started.elapsed();
@@ -227,11 +199,7 @@ impl DataDir {
         self.housekeeper.take();
         self.context.failure.check()?;
         let value = Some(Bytes::from_static(b"clean"));
-        let clean = Change {
-            log: LogId::NIL,
-            kind: FactKind::CleanShutdown,
-            value,
-        };
+        let clean = Change { log: LogId::NIL, kind: FactKind::CleanShutdown, value };
         self.context.journal.record(&[clean])?;
         self.context.journal.sync().map(drop)
     }
@@ -250,22 +218,13 @@ pub(super) fn check_marker(fs: &dyn Fs, root: &Path) -> Result<bool> {
     let mut bytes = [0; 64];
     let len = file.read_at(&mut bytes, 0).at("read", &marker)?;
     let text = std::str::from_utf8(&bytes[..len]).unwrap_or_default();
-    let format = text
-        .strip_prefix(MARKER_TEXT)
-        .and_then(|rest| rest.trim_end().parse().ok());
+    let format = text.strip_prefix(MARKER_TEXT).and_then(|rest| rest.trim_end().parse().ok());
     match format {
         Some(FORMAT) => Ok(false),
-        Some(found) => Err(Error::FutureVersion {
-            path: marker,
-            found,
-            supported: FORMAT,
-        }),
+        Some(found) => Err(Error::FutureVersion { path: marker, found, supported: FORMAT }),
         None => {
             let reason = "its marker file is not one of ours".to_owned();
-            Err(Error::Foreign {
-                path: root.to_path_buf(),
-                reason,
-            })
+            Err(Error::Foreign { path: root.to_path_buf(), reason })
         }
     }
 }
@@ -287,10 +246,7 @@ fn check_empty(fs: &dyn Fs, root: &Path) -> Result<()> {
                 "this is not a data directory: it holds {:?} but no {MARKER}; choose an empty one",
                 entry.name
             );
-            Err(Error::Foreign {
-                path: root.to_path_buf(),
-                reason,
-            })
+            Err(Error::Foreign { path: root.to_path_buf(), reason })
         }
     }
 }
@@ -299,12 +255,9 @@ fn check_empty(fs: &dyn Fs, root: &Path) -> Result<()> {
 fn write_marker(fs: &dyn Fs, root: &Path) -> Result<()> {
     let (marker, temporary) = (root.join(MARKER), root.join(format!("{MARKER}.tmp")));
     let _ = fs.remove_file(&temporary);
-    let file = fs
-        .open(&temporary, OpenMode::Create)
-        .at("create", &temporary)?;
+    let file = fs.open(&temporary, OpenMode::Create).at("create", &temporary)?;
     let text = format!("{MARKER_TEXT}{FORMAT}\n");
-    file.write_at(&[IoSlice::new(text.as_bytes())], 0)
-        .at("write", &temporary)?;
+    file.write_at(&[IoSlice::new(text.as_bytes())], 0).at("write", &temporary)?;
     file.sync().at("sync", &temporary)?;
     fs.rename(&temporary, &marker).at("rename", &temporary)?;
     fs.sync_dir(root).at("sync", root)
@@ -314,12 +267,7 @@ fn open_journal(fs: &Arc<dyn Fs>, root: &Path, config: &Config) -> Result<Journa
     let reserve = root.join(RESERVE);
     let removing = fs.clone();
     let make_room = Box::new(move || removing.remove_file(&reserve).is_ok());
-    Journal::open(
-        fs.clone(),
-        &root.join("meta"),
-        config.journal_rewrite_bytes,
-        make_room,
-    )
+    Journal::open(fs.clone(), &root.join("meta"), config.journal_rewrite_bytes, make_room)
 }
 
 /// Finds out how the directory was left, and records that it is in use from now on.
@@ -337,16 +285,8 @@ fn start_boot(fs: &dyn Fs, journal: &Journal) -> Result<Class> {
     };
     let log = LogId::NIL;
     journal.record(&[
-        Change {
-            log,
-            kind: FactKind::Opened,
-            value: Some(boot),
-        },
-        Change {
-            log,
-            kind: FactKind::CleanShutdown,
-            value: None,
-        },
+        Change { log, kind: FactKind::Opened, value: Some(boot) },
+        Change { log, kind: FactKind::CleanShutdown, value: None },
     ])?;
     journal.sync()?;
     Ok(class)
@@ -367,10 +307,7 @@ fn restore_reserve(context: &Context) -> Result<()> {
     if bytes == 0 || exists || context.check_room(2 * bytes).is_err() {
         return Ok(());
     }
-    let file = context
-        .fs
-        .open(&path, OpenMode::Create)
-        .at("create", &path)?;
+    let file = context.fs.open(&path, OpenMode::Create).at("create", &path)?;
     if let Err(error) = file.reserve(bytes) {
         context.fs.remove_file(&path).at("remove", &path)?;
         return Err(Error::io("reserve", &path, error));
@@ -397,13 +334,8 @@ impl Housekeeper {
                 thread::park_timeout(HOUSEKEEPING_EVERY);
             }
         };
-        let spawned = thread::Builder::new()
-            .name("quipu-housekeeping".to_owned())
-            .spawn(work);
-        Self {
-            thread: Some(spawned.expect("the system starts a thread")),
-            alive: Some(alive),
-        }
+        let spawned = thread::Builder::new().name("quipu-housekeeping".to_owned()).spawn(work);
+        Self { thread: Some(spawned.expect("the system starts a thread")), alive: Some(alive) }
     }
 }
 

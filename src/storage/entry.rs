@@ -183,9 +183,7 @@ impl EntryHeader {
             chain: u32_at(bytes, 4),
         };
         if header.payload_len > PAYLOAD_BYTES_MAX {
-            return Err(HeaderError::Length {
-                found: header.payload_len,
-            });
+            return Err(HeaderError::Length { found: header.payload_len });
         }
         Ok(header)
     }
@@ -300,11 +298,7 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 /// Reads a little-endian `u64` at a fixed place of a header.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(
-        bytes[at..at + 8]
-            .try_into()
-            .expect("eight bytes make a u64"),
-    )
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes make a u64"))
 }
 
 #[cfg(test)]
@@ -312,15 +306,10 @@ mod tests {
     use super::*;
 
     fn sample() -> EntryHeader {
-        let mut entry = Entry::new(
-            Kind::Records,
-            7,
-            3,
-            Bytes::from_static(b"payload"),
-            0xDEAD_BEEF,
-        )
-        .with_records(40, 2)
-        .at_time(1_700_000_000_123);
+        let mut entry =
+            Entry::new(Kind::Records, 7, 3, Bytes::from_static(b"payload"), 0xDEAD_BEEF)
+                .with_records(40, 2)
+                .at_time(1_700_000_000_123);
         entry.header.format = 0x21;
         entry.header.flags = 0x8001;
         entry.header.producer_id = 99;
@@ -338,11 +327,7 @@ mod tests {
             "07000000efbeadde012101807b68e5cf8b010000060000000000000063000000000000000500",
             "00000c000000"
         );
-        let hex: String = sample()
-            .encode(0x0BAD_CAFE)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let hex: String = sample().encode(0x0BAD_CAFE).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, golden);
     }
 
@@ -359,10 +344,7 @@ mod tests {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             let decoded = EntryHeader::decode(&flipped, 1);
-            assert!(
-                matches!(decoded, Err(HeaderError::Checksum { .. })),
-                "bit {bit}: {decoded:?}"
-            );
+            assert!(matches!(decoded, Err(HeaderError::Checksum { .. })), "bit {bit}: {decoded:?}");
         }
     }
 
@@ -377,17 +359,10 @@ mod tests {
     #[test]
     fn the_chain_covers_what_replicas_share_and_nothing_local() {
         let header = sample();
-        let elsewhere = EntryHeader {
-            synced_index: 1,
-            chain: 0,
-            ..header
-        };
+        let elsewhere = EntryHeader { synced_index: 1, chain: 0, ..header };
         assert_eq!(header.chain_after(5), elsewhere.chain_after(5));
         assert_ne!(header.chain_after(5), header.chain_after(6));
-        let other = EntryHeader {
-            payload_crc: 1,
-            ..header
-        };
+        let other = EntryHeader { payload_crc: 1, ..header };
         assert_ne!(header.chain_after(5), other.chain_after(5));
     }
 }

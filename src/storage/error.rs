@@ -167,11 +167,7 @@ pub enum Error {
 impl Error {
     /// Wraps what the operating system said of `operation` on `path`.
     pub(crate) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            operation,
-            path: path.to_path_buf(),
-            source: Arc::new(source),
-        }
+        Self::Io { operation, path: path.to_path_buf(), source: Arc::new(source) }
     }
 
     /// True if the same call may succeed later without anyone's repair.

@@ -26,10 +26,7 @@ impl LogStart {
 
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         let is_whole = bytes.len() == 16;
-        is_whole.then(|| Self {
-            offset: bytes.get_u64_le(),
-            first_index: bytes.get_u64_le(),
-        })
+        is_whole.then(|| Self { offset: bytes.get_u64_le(), first_index: bytes.get_u64_le() })
     }
 }
 
@@ -108,29 +105,12 @@ mod tests {
 
     #[test]
     fn facts_come_back_as_they_were_and_other_lengths_are_refused() {
-        let start = LogStart {
-            offset: 5,
-            first_index: 3,
-        };
+        let start = LogStart { offset: 5, first_index: 3 };
         assert_eq!(LogStart::decode(start.encode()), Some(start));
-        let mark = Watermark {
-            generation: 1,
-            index: 2,
-            term: 3,
-        };
+        let mark = Watermark { generation: 1, index: 2, term: 3 };
         assert_eq!(Watermark::decode(mark.encode()), Some(mark));
-        let tip = Tip {
-            index: 9,
-            term: 2,
-            end_offset: 40,
-            append_time_ms: -7,
-            chain: 11,
-        };
-        let closed = Closed {
-            generation: 4,
-            end: 5000,
-            tip,
-        };
+        let tip = Tip { index: 9, term: 2, end_offset: 40, append_time_ms: -7, chain: 11 };
+        let closed = Closed { generation: 4, end: 5000, tip };
         assert_eq!(Closed::decode(closed.encode()), Some(closed));
         assert_eq!(Closed::decode(mark.encode()), None);
     }

@@ -63,10 +63,7 @@ impl Files {
 
     /// Adds the file of the next generation and voids what it replaces.
     fn admit(&mut self, file: SegmentFile) {
-        let origin = file
-            .header
-            .as_ref()
-            .map_or(Origin::Rolled, |header| header.origin);
+        let origin = file.header.as_ref().map_or(Origin::Rolled, |header| header.origin);
         let base = file.base_index;
         let is_replaced = |older: &mut SegmentFile| match origin {
             Origin::Reset => true,
@@ -91,21 +88,15 @@ fn read_head(
     let copies = COPY_POSITIONS.map(|position| read_copy(&*file, position));
     for copy in &copies {
         if let Err(SegmentHeaderError::Version { found }) = copy {
-            return Err(Error::FutureVersion {
-                path,
-                found: *found,
-                supported: VERSION,
-            });
+            return Err(Error::FutureVersion { path, found: *found, supported: VERSION });
         }
     }
     let good = copies.iter().flatten().next().copied();
     let differs = |n: &usize| good.is_some_and(|good| copies[*n] != Ok(good));
     let bad_copies = (0..copies.len()).filter(differs).collect();
     let damage = || {
-        let what = copies
-            .iter()
-            .find_map(|copy| copy.err())
-            .map_or(String::new(), |e| e.to_string());
+        let what =
+            copies.iter().find_map(|copy| copy.err()).map_or(String::new(), |e| e.to_string());
         Damage {
             file: path.clone(),
             position: 0,
@@ -116,14 +107,7 @@ fn read_head(
     if let Ok(header) = &header {
         check_place(&path, header, log, base_index, generation)?;
     }
-    Ok(SegmentFile {
-        path,
-        base_index,
-        generation,
-        bytes,
-        header,
-        bad_copies,
-    })
+    Ok(SegmentFile { path, base_index, generation, bytes, header, bad_copies })
 }
 
 /// Reads one copy of a header; what the disk cannot read counts as damaged.
@@ -144,20 +128,11 @@ fn check_place(
     generation: u64,
 ) -> Result<()> {
     let reason = if header.log != log {
-        format!(
-            "the segment belongs to log {}, its directory to {log}",
-            header.log
-        )
+        format!("the segment belongs to log {}, its directory to {log}", header.log)
     } else if (header.base_index(), header.generation) != (base_index, generation) {
-        format!(
-            "the file's name does not fit its header, which asks for {}",
-            header.file_name()
-        )
+        format!("the file's name does not fit its header, which asks for {}", header.file_name())
     } else {
         return Ok(());
     };
-    Err(Error::Foreign {
-        path: path.to_path_buf(),
-        reason,
-    })
+    Err(Error::Foreign { path: path.to_path_buf(), reason })
 }

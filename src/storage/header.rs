@@ -59,13 +59,8 @@ pub struct Tip {
 
 impl Tip {
     /// The tip of a log without entries.
-    pub const EMPTY: Self = Self {
-        index: 0,
-        term: 0,
-        end_offset: 0,
-        append_time_ms: i64::MIN,
-        chain: 0,
-    };
+    pub const EMPTY: Self =
+        Self { index: 0, term: 0, end_offset: 0, append_time_ms: i64::MIN, chain: 0 };
 
     /// Checks that an entry may come next, its chain aside.
     ///
@@ -73,23 +68,10 @@ impl Tip {
     /// The first field that breaks the order.
     pub fn check_continued_by(&self, next: &EntryHeader) -> Result<(), Discontinuity> {
         let check = |is_good: bool, field, expected, found| {
-            if is_good {
-                Ok(())
-            } else {
-                Err(Discontinuity {
-                    field,
-                    expected,
-                    found,
-                })
-            }
+            if is_good { Ok(()) } else { Err(Discontinuity { field, expected, found }) }
         };
         let (time, next_time) = (self.append_time_ms, next.append_time_ms);
-        check(
-            next.index == self.index + 1,
-            "index",
-            self.index + 1,
-            next.index,
-        )?;
+        check(next.index == self.index + 1, "index", self.index + 1, next.index)?;
         check(next.term >= self.term, "term", self.term, next.term)?;
         let (offset, next_offset) = (self.end_offset, next.base_offset);
         check(next_offset == offset, "base offset", offset, next_offset)?;
@@ -103,10 +85,7 @@ impl Tip {
         if expected == found {
             return Ok(());
         }
-        Err(format!(
-            "chain of entry {} is {found:#010x}, expected {expected:#010x}",
-            next.index
-        ))
+        Err(format!("chain of entry {} is {found:#010x}, expected {expected:#010x}", next.index))
     }
 }
 
@@ -244,9 +223,7 @@ impl SegmentHeader {
 
     fn decode_fields(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, SegmentHeaderError> {
         let array = |at: usize| -> [u8; 16] {
-            bytes[at..at + 16]
-                .try_into()
-                .expect("sixteen bytes make an id")
+            bytes[at..at + 16].try_into().expect("sixteen bytes make an id")
         };
         let origin = match bytes[108] {
             1 => Origin::Rolled,
@@ -261,9 +238,7 @@ impl SegmentHeader {
             salt: array(32),
             generation: u64_at(bytes, 48),
             previous: Tip {
-                index: base_index
-                    .checked_sub(1)
-                    .ok_or(SegmentHeaderError::Field("base index"))?,
+                index: base_index.checked_sub(1).ok_or(SegmentHeaderError::Field("base index"))?,
                 term: u64_at(bytes, 72),
                 end_offset: u64_at(bytes, 64),
                 append_time_ms: u64_at(bytes, 80).cast_signed(),
@@ -305,13 +280,7 @@ mod tests {
             log: LogId(Uuid::from_u128(7)),
             salt: [3; 16],
             generation: 12,
-            previous: Tip {
-                index: 41,
-                term: 2,
-                end_offset: 99,
-                append_time_ms: -5,
-                chain: 17,
-            },
+            previous: Tip { index: 41, term: 2, end_offset: 99, append_time_ms: -5, chain: 17 },
             previous_base_index: 30,
             checkpoint_len: 13,
             checkpoint_crc: 0xABCD,
@@ -344,21 +313,13 @@ mod tests {
         bytes[8] = 2;
         let crc = checksum(&bytes);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(
-            SegmentHeader::decode(&bytes),
-            Err(SegmentHeaderError::Version { found: 2 })
-        );
+        assert_eq!(SegmentHeader::decode(&bytes), Err(SegmentHeaderError::Version { found: 2 }));
     }
 
     #[test]
     fn file_names_are_read_strictly() {
         assert_eq!(parse_file_name(&sample().file_name()), Some((42, 12)));
-        for name in [
-            "42-12.seg",
-            "00000000000000000042-00000012.idx",
-            "x",
-            "-.seg",
-        ] {
+        for name in ["42-12.seg", "00000000000000000042-00000012.idx", "x", "-.seg"] {
             assert_eq!(parse_file_name(name), None, "{name}");
         }
     }

@@ -46,10 +46,7 @@ pub struct SparseIndex {
 impl SparseIndex {
     /// Notes an entry if it lies `interval_bytes` or more behind the last row.
     pub fn note(&mut self, header: &EntryHeader, position: u64, interval_bytes: u64) {
-        let is_due = self
-            .rows
-            .last()
-            .is_none_or(|row| position >= row.position + interval_bytes);
+        let is_due = self.rows.last().is_none_or(|row| position >= row.position + interval_bytes);
         if is_due {
             self.push(header, position);
         }
@@ -145,8 +142,7 @@ impl SparseIndex {
             return None;
         }
         let rows: Vec<Row> = rows.chunks_exact(ROW_BYTES).map(parse_row).collect();
-        rows.is_sorted_by(follows)
-            .then(|| (Self { rows }, u64_at(header, 16)))
+        rows.is_sorted_by(follows).then(|| (Self { rows }, u64_at(header, 16)))
     }
 }
 
@@ -223,11 +219,7 @@ mod tests {
         let written = table();
         written.write_to(&*file, 77, 9000).unwrap();
         assert_eq!(SparseIndex::read_from(&*file, 77), Some((written, 9000)));
-        assert_eq!(
-            SparseIndex::read_from(&*file, 78),
-            None,
-            "another segment's table"
-        );
+        assert_eq!(SparseIndex::read_from(&*file, 78), None, "another segment's table");
         let mut bytes = vec![0; file.len().unwrap() as usize];
         read_exact_at(&*file, &mut bytes, 0).unwrap();
         for bit in 0..bytes.len() * 8 {

@@ -79,11 +79,7 @@ impl Log {
         let dir: Arc<Path> = context.log_dir(id).into();
         let made = context.fs.create_dir_all(&dir);
         made.map_err(|error| Error::io("create", &dir, error))?;
-        let origin = if tip == Tip::EMPTY {
-            Origin::Rolled
-        } else {
-            Origin::Reset
-        };
+        let origin = if tip == Tip::EMPTY { Origin::Rolled } else { Origin::Reset };
         let header = SegmentHeader {
             log: id,
             salt: context.fs.salt(),
@@ -131,9 +127,7 @@ impl Log {
 
     /// A handle for readers.
     pub fn reader(&self) -> LogReader {
-        LogReader {
-            shared: self.shared.clone(),
-        }
+        LogReader { shared: self.shared.clone() }
     }
 
     /// The handle that sync threads need.
@@ -199,13 +193,12 @@ impl Log {
         let mut tip = self.tip;
         for Entry { header, payload } in entries {
             let index = header.index;
-            tip.check_continued_by(header)
-                .map_err(|gap| Error::Misordered {
-                    index,
-                    field: gap.field,
-                    expected: gap.expected,
-                    found: gap.found,
-                })?;
+            tip.check_continued_by(header).map_err(|gap| Error::Misordered {
+                index,
+                field: gap.field,
+                expected: gap.expected,
+                found: gap.found,
+            })?;
             if header.payload_len > PAYLOAD_BYTES_MAX
                 || header.payload_len as usize != payload.len()
             {
@@ -231,13 +224,8 @@ impl Log {
             return Ok(());
         }
         let is_busy = previous.allocated_bytes() >= self.context.config.segment_bytes;
-        let header = self.next_header(
-            Origin::Rolled,
-            self.tip,
-            previous.base_index(),
-            &bytes,
-            true,
-        );
+        let header =
+            self.next_header(Origin::Rolled, self.tip, previous.base_index(), &bytes, true);
         let segment = Segment::create(&self.context, &self.dir, header, &bytes, is_busy)?;
         previous.seal();
         self.next_generation += 1;
@@ -275,11 +263,7 @@ impl Log {
         let reader = self.reader();
         let (first, last) = (reader.first_index(), self.tip.index);
         if first_index < first || first_index > last + 1 {
-            return Err(Error::IndexOutOfRange {
-                requested: first_index,
-                first,
-                last,
-            });
+            return Err(Error::IndexOutOfRange { requested: first_index, first, last });
         }
         let tip = reader.tip_at(first_index - 1, super::Access::MayBlock)?;
         self.cut_to(tip, checkpoint)
@@ -306,9 +290,7 @@ impl Log {
     pub fn reset(&mut self, tip: Tip, checkpoint: Bytes) -> Result<()> {
         self.context.failure.check()?;
         self.restart(Origin::Reset, tip, 0, Some(checkpoint), 0)?;
-        self.shared
-            .start_offset
-            .store(tip.end_offset, Ordering::Release);
+        self.shared.start_offset.store(tip.end_offset, Ordering::Release);
         self.mark_repaired_from(0);
         self.lost_tail = None;
         Ok(())
@@ -335,14 +317,11 @@ impl Log {
         self.tip = tip;
         self.publish_tip();
         self.shared.segments.store(Arc::new(segments));
-        let first_void = old
-            .get(kept)
-            .map_or(u64::MAX, |segment| segment.base_index());
+        let first_void = old.get(kept).map_or(u64::MAX, |segment| segment.base_index());
         self.sync.note_truncated(tip.index, first_void);
         self.sync.note_appended(&segment, tip.index);
         let replaced = old[kept..].iter();
-        self.condemned
-            .extend(replaced.map(|s| (s.clone(), Until::Named(segment.clone()))));
+        self.condemned.extend(replaced.map(|s| (s.clone(), Until::Named(segment.clone()))));
         Ok(())
     }
 
@@ -380,11 +359,7 @@ impl Log {
         self.context.failure.check()?;
         let (log_start, log_end) = (self.reader().log_start_offset(), self.tip.end_offset);
         if offset > log_end {
-            return Err(Error::OffsetOutOfRange {
-                requested: offset,
-                log_start,
-                log_end,
-            });
+            return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
         }
         if offset <= log_start {
             return Ok(());
@@ -395,16 +370,12 @@ impl Log {
             header.base_offset() <= offset && header.has_checkpoint
         };
         let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
-        let start = LogStart {
-            offset,
-            first_index: old[first].base_index(),
-        };
+        let start = LogStart { offset, first_index: old[first].base_index() };
         let sequence = self.record(FactKind::LogStart, start.encode())?;
         self.shared.start_offset.store(offset, Ordering::Release);
         self.shared.segments.store(Arc::new(old[first..].to_vec()));
         let dropped = old[..first].iter();
-        self.condemned
-            .extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
+        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
         Ok(())
     }
 
@@ -424,9 +395,7 @@ impl Log {
 
     fn facts_of(&self, n: usize) -> SegmentFacts {
         let segments = self.segments();
-        let tip = segments
-            .get(n + 1)
-            .map_or(self.tip, |next| next.header().previous);
+        let tip = segments.get(n + 1).map_or(self.tip, |next| next.header().previous);
         SegmentFacts {
             base_offset: segments[n].base_offset(),
             end_offset: tip.end_offset,
@@ -450,11 +419,7 @@ impl Log {
                 Until::Journaled(sequence) => synced >= *sequence,
                 Until::Named(successor) => successor.is_durably_named(),
             };
-            let removed = if is_safe {
-                segment.remove().map(|()| true)
-            } else {
-                Ok(false)
-            };
+            let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };
             match removed {
                 Ok(true) => {}
                 Ok(false) => waiting.push((segment, until)),
@@ -490,11 +455,7 @@ impl Log {
     pub fn record_watermark(&self) -> Result<u64> {
         let index = self.sync.synced_index();
         let term = self.reader().term_at(index, super::Access::MayBlock)?;
-        let mark = Watermark {
-            generation: self.next_generation - 1,
-            index,
-            term,
-        };
+        let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())
     }
 
@@ -510,11 +471,7 @@ impl Log {
         self.record_watermark()?;
         let active = self.active();
         let generation = active.header().generation;
-        let closed = Closed {
-            generation,
-            end: active.end(),
-            tip: self.tip,
-        };
+        let closed = Closed { generation, end: active.end(), tip: self.tip };
         if let Err(error) = active.write_index() {
             tracing::warn!(log = %self.id, %error, "an index was not written");
         }
@@ -522,20 +479,12 @@ impl Log {
     }
 
     pub(super) fn record(&self, kind: FactKind, value: Bytes) -> Result<u64> {
-        self.context.journal.record(&[Change {
-            log: self.id,
-            kind,
-            value: Some(value),
-        }])
+        self.context.journal.record(&[Change { log: self.id, kind, value: Some(value) }])
     }
 
     /// Forgets the faulty ranges from `index` on.
     pub(super) fn mark_repaired_from(&self, index: u64) {
-        let mut faulty = self
-            .shared
-            .faulty
-            .write()
-            .expect("no holder of the list panics");
+        let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
         faulty.retain(|range: &FaultyRange| range.first_index < index);
     }
 
@@ -544,35 +493,20 @@ impl Log {
     }
 
     pub(super) fn active(&self) -> Arc<Segment> {
-        self.shared
-            .segments
-            .load()
-            .last()
-            .expect("a log has a segment to write to")
-            .clone()
+        self.shared.segments.load().last().expect("a log has a segment to write to").clone()
     }
 
     pub(super) fn publish_tip(&self) {
-        self.shared
-            .end_offset
-            .store(self.tip.end_offset, Ordering::Release);
-        self.shared
-            .last_index
-            .store(self.tip.index, Ordering::Release);
+        self.shared.end_offset.store(self.tip.end_offset, Ordering::Release);
+        self.shared.last_index.store(self.tip.index, Ordering::Release);
     }
 
     fn check_writable(&self) -> Result<()> {
         self.context.failure.check()?;
         match self.lost_tail {
-            Some(LostTail {
-                first_index: first,
-                last_index: last,
-                ..
-            }) => Err(Error::TailLost {
-                log: self.id,
-                first,
-                last,
-            }),
+            Some(LostTail { first_index: first, last_index: last, .. }) => {
+                Err(Error::TailLost { log: self.id, first, last })
+            }
             None => Ok(()),
         }
     }

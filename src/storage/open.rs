@@ -37,10 +37,7 @@ pub(super) fn open(
     let dir: Arc<Path> = context.log_dir(id).into();
     let files = Files::read(&*context.fs, &dir, id)?;
     if files.live.is_empty() {
-        return Err(Error::UnknownLog {
-            log: id,
-            path: context.root.clone(),
-        });
+        return Err(Error::UnknownLog { log: id, path: context.root.clone() });
     }
     let facts = Facts::read(context, id, class, &files);
     let mut opening = Opening {
@@ -68,19 +65,9 @@ struct Facts {
 impl Facts {
     fn read(context: &Context, id: LogId, class: Class, files: &Files) -> Self {
         let get = |kind| context.journal.get(id, kind);
-        let unknown = Watermark {
-            generation: 0,
-            index: 0,
-            term: 0,
-        };
-        let mut watermark = get(FactKind::Watermark)
-            .and_then(Watermark::decode)
-            .unwrap_or(unknown);
-        for header in files
-            .live
-            .iter()
-            .filter_map(|file| file.header.as_ref().ok())
-        {
+        let unknown = Watermark { generation: 0, index: 0, term: 0 };
+        let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
+        for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
             let cuts = matches!(header.origin, Origin::Truncated | Origin::Reset);
             if cuts && header.generation > watermark.generation {
                 let tip = header.previous;
@@ -125,19 +112,12 @@ impl Opening {
         let mut live = files.live;
         let first_index = self.facts.start.map_or(0, |start| start.first_index);
         let is_before = |n: usize, live: &[SegmentFile]| {
-            live.get(n + 1)
-                .is_some_and(|next| next.base_index <= first_index)
+            live.get(n + 1).is_some_and(|next| next.base_index <= first_index)
         };
         let count = (0..live.len()).take_while(|n| is_before(*n, &live)).count();
         for file in files.void.into_iter().chain(live.drain(..count)) {
-            self.context
-                .fs
-                .remove_file(&file.path)
-                .at("remove", &file.path)?;
-            let _ = self
-                .context
-                .fs
-                .remove_file(&file.path.with_extension("idx"));
+            self.context.fs.remove_file(&file.path).at("remove", &file.path)?;
+            let _ = self.context.fs.remove_file(&file.path.with_extension("idx"));
         }
         for path in files.unknown {
             self.quarantine(&path)?;
@@ -155,17 +135,10 @@ impl Opening {
     /// Moves a file out of the way; nothing unknown is ever deleted (RELIABILITY D12).
     fn quarantine(&self, path: &Path) -> Result<()> {
         tracing::warn!(log = %self.id, path = %path.display(), "moved to quarantine");
-        let dir = self
-            .context
-            .root
-            .join("quarantine")
-            .join(self.id.to_string());
+        let dir = self.context.root.join("quarantine").join(self.id.to_string());
         self.context.fs.create_dir_all(&dir).at("create", &dir)?;
         let name = path.file_name().unwrap_or_default();
-        self.context
-            .fs
-            .rename(path, &dir.join(name))
-            .at("rename", path)
+        self.context.fs.rename(path, &dir.join(name)).at("rename", path)
     }
 
     /// Makes segments of the files and marks the holes between them.
@@ -175,18 +148,14 @@ impl Opening {
             let header = match &file.header {
                 Ok(header) => header,
                 Err(damage) => {
-                    let next = files
-                        .get(n + 1)
-                        .map_or(self.facts.watermark.index + 1, |f| f.base_index);
+                    let next =
+                        files.get(n + 1).map_or(self.facts.watermark.index + 1, |f| f.base_index);
                     self.mark_faulty(file.base_index, next - 1, damage.clone());
                     expected = 0;
                     continue;
                 }
             };
-            let previous = self
-                .segments
-                .last()
-                .map_or(0, |segment| segment.base_index());
+            let previous = self.segments.last().map_or(0, |segment| segment.base_index());
             let missing = match (n, header.previous_base_index) {
                 (0, _) if header.base_index() > expected && expected > 0 => Some(expected),
                 (0, _) => None,
@@ -195,44 +164,26 @@ impl Opening {
             };
             if let Some(first_index) = missing {
                 let what = format!("the segment of entry {first_index} is missing");
-                let damage = Damage {
-                    file: self.dir.to_path_buf(),
-                    position: 0,
-                    what,
-                };
+                let damage = Damage { file: self.dir.to_path_buf(), position: 0, what };
                 self.mark_faulty(first_index, header.base_index() - 1, damage);
             }
             expected = header.base_index();
             self.heal_header(file, header)?;
-            self.segments.push(Segment::adopt(
-                &self.context,
-                &self.dir,
-                *header,
-                file.bytes,
-            ));
+            self.segments.push(Segment::adopt(&self.context, &self.dir, *header, file.bytes));
         }
         if self.segments.is_empty() {
             let reason = "no segment of this log can be read".to_owned();
-            return Err(Error::Foreign {
-                path: self.dir.to_path_buf(),
-                reason,
-            });
+            return Err(Error::Foreign { path: self.dir.to_path_buf(), reason });
         }
         let sealed = self.segments.len() - 1;
-        self.segments[..sealed]
-            .iter()
-            .for_each(|segment| segment.seal());
+        self.segments[..sealed].iter().for_each(|segment| segment.seal());
         Ok(())
     }
 
     fn mark_faulty(&mut self, first_index: u64, last_index: u64, damage: Damage) {
         if first_index <= last_index {
             tracing::error!(log = %self.id, first_index, last_index, %damage, "entries are damaged");
-            self.faulty.push(FaultyRange {
-                first_index,
-                last_index,
-                damage,
-            });
+            self.faulty.push(FaultyRange { first_index, last_index, damage });
         }
     }
 
@@ -243,14 +194,9 @@ impl Opening {
         let bytes = header.encode();
         for copy in &file.bad_copies {
             tracing::warn!(path = %file.path.display(), copy, "a header copy was damaged, healed");
-            let open = self
-                .context
-                .fs
-                .open(&file.path, OpenMode::Write)
-                .at("open", &file.path)?;
+            let open = self.context.fs.open(&file.path, OpenMode::Write).at("open", &file.path)?;
             let parts = [std::io::IoSlice::new(&bytes)];
-            open.write_at(&parts, COPY_POSITIONS[*copy])
-                .at("write", &file.path)?;
+            open.write_at(&parts, COPY_POSITIONS[*copy]).at("write", &file.path)?;
         }
         Ok(())
     }
@@ -289,12 +235,7 @@ impl Opening {
     fn scan_active(&mut self, active: &Arc<Segment>) -> Result<End> {
         let (scan, file) = self.scan(active)?;
         let closed = self.facts.closed.map_or(0, |closed| closed.tip.index);
-        let watermark = self
-            .facts
-            .watermark
-            .index
-            .max(closed)
-            .max(scan.synced_index);
+        let watermark = self.facts.watermark.index.max(closed).max(scan.synced_index);
         // The segment has its name, so everything before it is on disk.
         let watermark = watermark.max(active.header().previous.index);
         let verdict = recovery::judge(&scan, watermark, active.header().is_recycled);
@@ -306,17 +247,14 @@ impl Opening {
         let lost = verdict.is_tail_lost.then(|| {
             let first_index = last.tip.index + 1;
             let last_term = self.lost_term(&scan, &verdict, watermark);
-            LostTail {
-                first_index,
-                last_index: watermark,
-                last_term,
-            }
+            LostTail { first_index, last_index: watermark, last_term }
         });
-        let bytes_end = if active.header().is_recycled {
-            0
-        } else {
-            scan.bytes_end
-        };
+        let bytes_end = if active.header().is_recycled { 0 } else { scan.bytes_end };
+        if bytes_end > last.end && scan.frames_end <= last.end {
+            // DURABILITY: the remains of a torn write go, so that they are not found and told again.
+            let erased = file.write_zeros(last.end, bytes_end).and_then(|()| file.sync());
+            erased.at("erase", &active.path())?;
+        }
         active.publish(scan.index.clone(), last.end);
         Ok(End {
             case: verdict.case,
@@ -333,11 +271,7 @@ impl Opening {
     fn lost_term(&self, scan: &Scan, verdict: &Verdict, watermark: u64) -> u64 {
         let mark = self.facts.watermark;
         let later = scan.runs.get(verdict.runs_kept).map(|run| run.tip.term);
-        if mark.index == watermark {
-            mark.term
-        } else {
-            later.unwrap_or(mark.term)
-        }
+        if mark.index == watermark { mark.term } else { later.unwrap_or(mark.term) }
     }
 
     /// Reads a whole segment from the disk.
@@ -351,17 +285,9 @@ impl Opening {
     fn mark_verdict(&mut self, segment: &Segment, scan: &Scan, verdict: &Verdict) {
         for ((first, last), run) in verdict.faulty.iter().zip(&scan.runs) {
             let is_first = run.end == scan.head().end;
-            let what = if is_first {
-                scan.first_bad.1.as_str()
-            } else {
-                "a bad spot"
-            };
+            let what = if is_first { scan.first_bad.1.as_str() } else { "a bad spot" };
             let what = format!("entries {first} to {last}: {what}");
-            let damage = Damage {
-                file: segment.path(),
-                position: run.end,
-                what,
-            };
+            let damage = Damage { file: segment.path(), position: run.end, what };
             self.mark_faulty(*first, *last, damage);
         }
     }
@@ -370,9 +296,7 @@ impl Opening {
         let active = self.segments.last().expect("a log has a segment");
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         let start = self.facts.start.map_or(0, |start| start.offset);
-        let start = start
-            .max(self.segments[0].base_offset())
-            .min(end.tip.end_offset);
+        let start = start.max(self.segments[0].base_offset()).min(end.tip.end_offset);
         let shared = Shared {
             start_offset: AtomicU64::new(start),
             end_offset: AtomicU64::new(end.tip.end_offset),
@@ -398,11 +322,7 @@ impl Opening {
             log.cut_to(end.tip, None)?;
             log.sync()?;
         }
-        let forget = Change {
-            log: self.id,
-            kind: FactKind::Closed,
-            value: None,
-        };
+        let forget = Change { log: self.id, kind: FactKind::Closed, value: None };
         if self.facts.closed.is_some() {
             self.context.journal.record(&[forget])?;
         }

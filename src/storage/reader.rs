@@ -47,9 +47,7 @@ struct View {
 impl View {
     /// The number of the segment that holds `index`.
     fn segment_of(&self, index: u64) -> usize {
-        self.segments
-            .partition_point(|segment| segment.base_index() <= index)
-            .saturating_sub(1)
+        self.segments.partition_point(|segment| segment.base_index() <= index).saturating_sub(1)
     }
 
     /// Last index of segment `n`.
@@ -61,11 +59,7 @@ impl View {
     fn check_index(&self, requested: u64) -> Result<()> {
         let (first, last) = (self.segments[0].base_index(), self.last_index);
         if requested < first || requested > last {
-            return Err(Error::IndexOutOfRange {
-                requested,
-                first,
-                last,
-            });
+            return Err(Error::IndexOutOfRange { requested, first, last });
         }
         Ok(())
     }
@@ -94,11 +88,7 @@ impl LogReader {
 
     /// Entries that were on disk and cannot be read until they are repaired.
     pub fn faulty(&self) -> Vec<FaultyRange> {
-        self.shared
-            .faulty
-            .read()
-            .expect("no holder of the list panics")
-            .clone()
+        self.shared.faulty.read().expect("no holder of the list panics").clone()
     }
 
     /// Reads entries from `from_index` up to `last_index` into `out`.
@@ -171,10 +161,7 @@ impl LogReader {
         let view = self.view();
         let n = view.segment_of(index);
         let before = view.segments[n].header().previous;
-        let after = view
-            .segments
-            .get(n + 1)
-            .map(|next| next.header().previous.term);
+        let after = view.segments.get(n + 1).map(|next| next.header().previous.term);
         if after == Some(before.term) && index >= before.index {
             return Ok(before.term);
         }
@@ -189,11 +176,7 @@ impl LogReader {
     pub fn index_of_offset(&self, offset: u64, access: Access) -> Result<u64> {
         let (log_start, log_end) = (self.log_start_offset(), self.log_end_offset());
         if offset < log_start || offset > log_end {
-            return Err(Error::OffsetOutOfRange {
-                requested: offset,
-                log_start,
-                log_end,
-            });
+            return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
         }
         if offset == log_end {
             return Ok(self.last_index() + 1);
@@ -207,11 +190,7 @@ impl LogReader {
                 |rows| rows.at_or_before_offset(offset),
                 |header| header.base_offset <= offset && offset < header.end_offset(),
             )?;
-            let gone = Error::OffsetOutOfRange {
-                requested: offset,
-                log_start,
-                log_end,
-            };
+            let gone = Error::OffsetOutOfRange { requested: offset, log_start, log_end };
             found.map(|header| header.index).ok_or(gone)
         })
     }
@@ -257,9 +236,7 @@ impl LogReader {
         let found = candidates.find(|segment| {
             segment.header().has_checkpoint && segment.header().previous.index <= index
         });
-        found
-            .map(|segment| Ok((segment.header().previous, segment.checkpoint()?)))
-            .transpose()
+        found.map(|segment| Ok((segment.header().previous, segment.checkpoint()?))).transpose()
     }
 
     /// The segments, oldest first, as they are now.
@@ -269,10 +246,7 @@ impl LogReader {
 
     fn view(&self) -> View {
         let last_index = self.last_index();
-        View {
-            segments: self.segments(),
-            last_index,
-        }
+        View { segments: self.segments(), last_index }
     }
 
     /// Runs `read` on a view, and once more if the log was changed under a read that failed: a

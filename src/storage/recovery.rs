@@ -129,21 +129,12 @@ pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) 
         (false, true) if has_more_bytes => Case::TornTail,
         (false, true) => Case::Whole,
     };
-    Verdict {
-        case,
-        runs_kept,
-        faulty,
-        is_tail_lost,
-    }
+    Verdict { case, runs_kept, faulty, is_tail_lost }
 }
 
 /// Applies [`decide`] to a scan. `is_recycled` says that what follows the entries is no evidence.
 pub(super) fn judge(scan: &Scan, watermark: u64, is_recycled: bool) -> Verdict {
-    let runs: Vec<_> = scan
-        .runs
-        .iter()
-        .map(|run| (run.first_index, run.tip.index))
-        .collect();
+    let runs: Vec<_> = scan.runs.iter().map(|run| (run.first_index, run.tip.index)).collect();
     let end = scan.runs.last().map_or(0, |run| run.end);
     let has_more_bytes = scan.frames_end > end || (!is_recycled && scan.bytes_end > end);
     decide(&runs, watermark, has_more_bytes)

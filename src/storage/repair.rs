@@ -32,11 +32,7 @@ impl Log {
     /// as it was.
     pub fn repair(&mut self, entries: &[Entry]) -> Result<()> {
         self.context.failure.check()?;
-        let first = entries
-            .first()
-            .ok_or_else(|| refused("there are none"))?
-            .header
-            .index;
+        let first = entries.first().ok_or_else(|| refused("there are none"))?.header.index;
         let segments = self.segments();
         let n = segments.partition_point(|segment| segment.base_index() <= first);
         let n = n.checked_sub(1).ok_or_else(|| {
@@ -57,21 +53,17 @@ impl Log {
     }
 
     fn promised_index(&self) -> u64 {
-        self.lost_tail
-            .map_or(self.tip.index, |lost| lost.last_index)
+        self.lost_tail.map_or(self.tip.index, |lost| lost.last_index)
     }
 
     /// The chain cannot prove the end of a log; its term must not be later than what was promised.
     fn check_lost_term(&self, tip: &Tip) -> Result<()> {
         match self.lost_tail {
-            Some(LostTail {
-                last_index,
-                last_term,
-                ..
-            }) if tip.index == last_index && tip.term > last_term => Err(refused(&format!(
-                "term is {}, the promise was of {last_term}",
-                tip.term
-            ))),
+            Some(LostTail { last_index, last_term, .. })
+                if tip.index == last_index && tip.term > last_term =>
+            {
+                Err(refused(&format!("term is {}, the promise was of {last_term}", tip.term)))
+            }
             _ => Ok(()),
         }
     }
@@ -81,10 +73,7 @@ impl Log {
         let Copy { segment, tip } = copy;
         segment.sync_file(&*segment.begin_sync()?)?;
         if segment.take_name()? {
-            self.context
-                .fs
-                .sync_dir(segment.dir())
-                .at("sync", segment.dir())?;
+            self.context.fs.sync_dir(segment.dir()).at("sync", segment.dir())?;
             segment.confirm_name();
         }
         self.next_generation += 1;
@@ -101,11 +90,7 @@ impl Log {
         self.shared.segments.store(Arc::new(segments));
         self.publish_tip();
         let base_index = segment.base_index();
-        let mut faulty = self
-            .shared
-            .faulty
-            .write()
-            .expect("no holder of the list panics");
+        let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
         faulty.retain(|range| range.last_index < base_index || range.first_index > tip.index);
         drop(faulty);
         self.condemned.push((old, Until::Named(segment)));
@@ -126,18 +111,11 @@ struct Copy {
 impl Copy {
     fn of(log: &Log, old: &Arc<Segment>, given: &[Entry], last_index: u64) -> Result<Self> {
         let path = old.path();
-        let file = log
-            .context
-            .fs
-            .open(&path, OpenMode::Read)
-            .at("open", &path)?;
+        let file = log.context.fs.open(&path, OpenMode::Read).at("open", &path)?;
         let mut quiet = |_| {};
         let interval = log.context.config.index_interval_bytes;
         let scan = Scan::of(&*file, old.header(), interval, &mut quiet);
-        let checkpoint = old
-            .checkpoint()
-            .ok()
-            .filter(|_| old.header().has_checkpoint);
+        let checkpoint = old.checkpoint().ok().filter(|_| old.header().has_checkpoint);
         let bytes = checkpoint.as_deref().unwrap_or_default();
         let header = SegmentHeader {
             salt: log.context.fs.salt(),
@@ -150,10 +128,7 @@ impl Copy {
             ..*old.header()
         };
         let segment = Segment::create(&log.context, &log.dir, header, bytes, false)?;
-        let mut copy = Self {
-            segment,
-            tip: header.previous,
-        };
+        let mut copy = Self { segment, tip: header.previous };
         let filled = copy.fill(old, &scan.runs, given, last_index);
         if let Err(error) = filled {
             copy.segment.remove()?;
@@ -173,9 +148,7 @@ impl Copy {
         let mut given: VecDeque<Entry> = given.iter().cloned().collect();
         while self.tip.index < last_index {
             let next = self.tip.index + 1;
-            let run = runs
-                .iter()
-                .find(|run| run.first_index <= next && next <= run.tip.index);
+            let run = runs.iter().find(|run| run.first_index <= next && next <= run.tip.index);
             match run {
                 Some(run) => self.copy_run(old, run, last_index)?,
                 None => {
@@ -207,25 +180,16 @@ impl Copy {
                 continue;
             }
             self.check(&header)?;
-            self.tip
-                .check_chain_to(&header)
-                .map_err(|what| refused(&what))?;
+            self.tip.check_chain_to(&header).map_err(|what| refused(&what))?;
             self.tip = header.tip();
             bytes += header.frame_bytes() as usize;
-            batch.push(Entry {
-                header,
-                payload: walk.payload(&header, position)?,
-            });
+            batch.push(Entry { header, payload: walk.payload(&header, position)? });
             if bytes >= COPY_BYTES {
                 self.segment.append(&batch)?;
                 (batch, bytes) = (Vec::new(), 0);
             }
         }
-        if batch.is_empty() {
-            Ok(())
-        } else {
-            self.segment.append(&batch)
-        }
+        if batch.is_empty() { Ok(()) } else { self.segment.append(&batch) }
     }
 
     fn take_given(&mut self, mut entry: Entry) -> Result<()> {
@@ -244,9 +208,7 @@ impl Copy {
     }
 
     fn check(&self, header: &super::entry::EntryHeader) -> Result<()> {
-        self.tip
-            .check_continued_by(header)
-            .map_err(|gap| refused(&gap.to_string()))
+        self.tip.check_continued_by(header).map_err(|gap| refused(&gap.to_string()))
     }
 }
 
@@ -270,16 +232,9 @@ impl LogReader {
         if !found.is_empty() {
             segment.drop_index()?;
         }
-        let mut faulty = self
-            .shared
-            .faulty
-            .write()
-            .expect("no holder of the list panics");
+        let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
         for range in &found {
-            if !faulty
-                .iter()
-                .any(|known| known.first_index == range.first_index)
-            {
+            if !faulty.iter().any(|known| known.first_index == range.first_index) {
                 tracing::error!(damage = %range.damage, "scrubbing found damage");
                 faulty.push(range.clone());
             }
@@ -297,40 +252,23 @@ pub(super) fn check_segment(
 ) -> Result<Vec<FaultyRange>> {
     let path = segment.path();
     let file = segment.open_fresh()?;
-    let scan = Scan::of(
-        &*file,
-        segment.header(),
-        segment.index_interval_bytes(),
-        pace,
-    );
+    let scan = Scan::of(&*file, segment.header(), segment.index_interval_bytes(), pace);
     let last_index = next.map_or(scan.head().tip.index, |tip| tip.index);
     let verdict = recovery::judge(&scan, last_index, true);
-    let damage = |position, what| Damage {
-        file: path.clone(),
-        position,
-        what,
-    };
+    let damage = |position, what| Damage { file: path.clone(), position, what };
     let mut faulty: Vec<FaultyRange> = verdict
         .faulty
         .iter()
         .zip(&scan.runs)
         .map(|((first, last), run)| {
             let what = format!("entries {first} to {last}: {}", scan.first_bad.1);
-            FaultyRange {
-                first_index: *first,
-                last_index: *last,
-                damage: damage(run.end, what),
-            }
+            FaultyRange { first_index: *first, last_index: *last, damage: damage(run.end, what) }
         })
         .collect();
     let base_index = segment.base_index();
     let mut head = |position, what| {
         let damage = damage(position, what);
-        faulty.push(FaultyRange {
-            first_index: base_index,
-            last_index: base_index - 1,
-            damage,
-        });
+        faulty.push(FaultyRange { first_index: base_index, last_index: base_index - 1, damage });
     };
     if let Err(Error::Corrupt(found)) = segment.checkpoint() {
         head(found.position, found.what);

@@ -40,9 +40,7 @@ pub fn choose(segments: &[SegmentFacts], policy: &Policy, now_ms: i64) -> usize 
             segment.last_append_time_ms < now_ms.saturating_sub(age)
         });
         let is_over = policy.bytes.is_some_and(|max| bytes > max);
-        let is_needed = policy
-            .keep_from_offset
-            .is_some_and(|keep| segment.end_offset > keep);
+        let is_needed = policy.keep_from_offset.is_some_and(|keep| segment.end_offset > keep);
         if is_needed || !(is_old || is_over) {
             break;
         }
@@ -79,65 +77,33 @@ mod tests {
 
     #[test]
     fn a_segment_goes_by_age_only_when_its_last_entry_is_too_old() {
-        let policy = Policy {
-            age_ms: Some(30),
-            ..Policy::default()
-        };
-        assert_eq!(
-            choose(&segments(), &policy, 50),
-            1,
-            "10 is older than 20, 20 is not"
-        );
+        let policy = Policy { age_ms: Some(30), ..Policy::default() };
+        assert_eq!(choose(&segments(), &policy, 50), 1, "10 is older than 20, 20 is not");
         assert_eq!(choose(&segments(), &policy, 51), 2);
-        assert_eq!(
-            choose(&segments(), &policy, i64::MAX),
-            4,
-            "the last one stays"
-        );
-        let forever = Policy {
-            age_ms: Some(u64::MAX),
-            ..Policy::default()
-        };
+        assert_eq!(choose(&segments(), &policy, i64::MAX), 4, "the last one stays");
+        let forever = Policy { age_ms: Some(u64::MAX), ..Policy::default() };
         assert_eq!(choose(&segments(), &forever, i64::MAX), 0);
     }
 
     #[test]
     fn the_oldest_go_until_the_log_is_small_enough() {
         for (max, count) in [(500, 0), (499, 1), (300, 2), (1, 4)] {
-            let policy = Policy {
-                bytes: Some(max),
-                ..Policy::default()
-            };
-            assert_eq!(
-                choose(&segments(), &policy, 0),
-                count,
-                "at most {max} bytes"
-            );
+            let policy = Policy { bytes: Some(max), ..Policy::default() };
+            assert_eq!(choose(&segments(), &policy, 0), count, "at most {max} bytes");
         }
     }
 
     #[test]
     fn what_somebody_needs_stays_whatever_the_rules_say() {
-        let policy = Policy {
-            bytes: Some(1),
-            keep_from_offset: Some(25),
-            ..Policy::default()
-        };
-        assert_eq!(
-            choose(&segments(), &policy, 0),
-            2,
-            "offset 25 is in the third"
-        );
+        let policy = Policy { bytes: Some(1), keep_from_offset: Some(25), ..Policy::default() };
+        assert_eq!(choose(&segments(), &policy, 0), 2, "offset 25 is in the third");
     }
 
     #[test]
     fn a_log_never_starts_where_no_checkpoint_is() {
         let mut segments = segments();
         segments[3].has_checkpoint = false;
-        let policy = Policy {
-            bytes: Some(200),
-            ..Policy::default()
-        };
+        let policy = Policy { bytes: Some(200), ..Policy::default() };
         assert_eq!(choose(&segments, &policy, 0), 2);
     }
 }

@@ -111,24 +111,14 @@ impl<'a> Scanner<'a> {
     /// Reads intact, linked frames from `position` on.
     fn run_from(&mut self, position: u64, before: Tip) -> Run {
         let first_index = before.index + 1;
-        self.extend(Run {
-            first_index,
-            position,
-            end: position,
-            tip: before,
-        })
+        self.extend(Run { first_index, position, end: position, tip: before })
     }
 
     /// Reads on behind a bad spot, from a frame whose chain cannot be checked.
     fn run_after_gap(&mut self, position: u64, first: &EntryHeader) -> Run {
         self.index.push(first, position);
         let end = position + first.frame_bytes();
-        self.extend(Run {
-            first_index: first.index,
-            position,
-            end,
-            tip: first.tip(),
-        })
+        self.extend(Run { first_index: first.index, position, end, tip: first.tip() })
     }
 
     fn extend(&mut self, mut run: Run) -> Run {
@@ -150,9 +140,7 @@ impl<'a> Scanner<'a> {
     /// Reads the frame at `position` if it is intact and continues `before`.
     fn linked_frame(&mut self, position: u64, before: &Tip) -> Result<EntryHeader, String> {
         let header = self.header(position)?;
-        before
-            .check_continued_by(&header)
-            .map_err(|gap| gap.to_string())?;
+        before.check_continued_by(&header).map_err(|gap| gap.to_string())?;
         before.check_chain_to(&header)?;
         self.check_payload(position, &header)?;
         Ok(header)
@@ -190,10 +178,7 @@ impl<'a> Scanner<'a> {
                 position = (position + 1).next_multiple_of(UNREADABLE_STEP_BYTES);
                 continue;
             }
-            let found = self
-                .header(position)
-                .ok()
-                .filter(|header| header.index > last_index);
+            let found = self.header(position).ok().filter(|header| header.index > last_index);
             if let Some(header) = found
                 && self.check_payload(position, &header).is_ok()
             {
@@ -233,13 +218,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(file: &'a dyn File, pace: &'a mut dyn FnMut(u64)) -> Self {
-        Self {
-            file,
-            pace,
-            file_bytes: file.len().unwrap_or(0),
-            buffer: Vec::new(),
-            start: 0,
-        }
+        Self { file, pace, file_bytes: file.len().unwrap_or(0), buffer: Vec::new(), start: 0 }
     }
 
     fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {
@@ -260,8 +239,7 @@ impl<'a> Window<'a> {
         self.start = position;
         let wanted = (self.file_bytes - position).min(len.max(WINDOW_BYTES) as u64) as usize;
         // A bad sector further on must not hide the bytes that were asked for.
-        self.fill(position, wanted)
-            .or_else(|_| self.fill(position, len))
+        self.fill(position, wanted).or_else(|_| self.fill(position, len))
     }
 
     fn fill(&mut self, position: u64, len: usize) -> Result<(), String> {

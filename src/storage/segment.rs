@@ -94,22 +94,14 @@ impl Segment {
         is_full_length: bool,
     ) -> Result<Arc<Self>> {
         let full_bytes = context.config.segment_bytes;
-        let spare = if is_full_length {
-            context.spares.take(full_bytes)
-        } else {
-            None
-        };
+        let spare = if is_full_length { context.spares.take(full_bytes) } else { None };
         let (path, mode) = match spare {
             Some(path) => (path, OpenMode::Write),
             None => (context.spares.new_path(), OpenMode::Create),
         };
         header.is_recycled = mode == OpenMode::Write;
         let file = context.fs.open(&path, mode).at("open", &path)?;
-        let allocated = if mode == OpenMode::Write {
-            full_bytes
-        } else {
-            0
-        };
+        let allocated = if mode == OpenMode::Write { full_bytes } else { 0 };
         let name = Name::Spare(path.clone());
         let segment = Self::assemble(context, dir, header, allocated, name);
         let written = segment.write_head(&*file, checkpoint);
@@ -120,10 +112,8 @@ impl Segment {
             }
             return Err(error);
         }
-        *segment
-            .index
-            .write()
-            .expect("no holder of the index panics") = Some(SparseIndex::default());
+        *segment.index.write().expect("no holder of the index panics") =
+            Some(SparseIndex::default());
         segment.is_dirty.store(true, Ordering::Release);
         let segment = Arc::new(segment);
         segment.install(file, &path)?;
@@ -137,13 +127,7 @@ impl Segment {
         header: SegmentHeader,
         file_bytes: u64,
     ) -> Arc<Self> {
-        Arc::new(Self::assemble(
-            context,
-            dir,
-            header,
-            file_bytes,
-            Name::Durable,
-        ))
+        Arc::new(Self::assemble(context, dir, header, file_bytes, Name::Durable))
     }
 
     fn assemble(
@@ -161,11 +145,7 @@ impl Segment {
             name: Mutex::new(name),
             open: ArcSwapOption::empty(),
             opening: Mutex::new(()),
-            end: AtomicU64::new(if is_new {
-                header.entries_position()
-            } else {
-                allocated
-            }),
+            end: AtomicU64::new(if is_new { header.entries_position() } else { allocated }),
             allocated: AtomicU64::new(allocated),
             index: RwLock::new(None),
             is_dirty: AtomicBool::new(false),
@@ -183,11 +163,9 @@ impl Segment {
         self.allocate_in(file, self.header.entries_position().max(first))?;
         let encoded = self.header.encode();
         for position in COPY_POSITIONS {
-            file.write_at(&[IoSlice::new(&encoded)], position)
-                .at("write", &path)?;
+            file.write_at(&[IoSlice::new(&encoded)], position).at("write", &path)?;
         }
-        file.write_at(&[IoSlice::new(checkpoint)], CHECKPOINT_POSITION)
-            .at("write", &path)
+        file.write_at(&[IoSlice::new(checkpoint)], CHECKPOINT_POSITION).at("write", &path)
     }
 
     /// The segment's header.
@@ -270,9 +248,7 @@ impl Segment {
 
     /// Syncs the file. Any error is final for the data directory.
     pub(super) fn sync_file(&self, open: &OpenFile) -> Result<()> {
-        open.file
-            .sync()
-            .map_err(|error| self.context.fail("sync", &self.path(), error))
+        open.file.sync().map_err(|error| self.context.fail("sync", &self.path(), error))
     }
 
     /// Gives the file its final name, if it does not have it, after its bytes were synced.
@@ -324,11 +300,7 @@ impl Segment {
             let written = self.write_chunk(&*open.file, chunk, position);
             position += written.map_err(|error| self.write_failed(bytes, error))?;
         }
-        assert_eq!(
-            position,
-            start + bytes,
-            "frames take the bytes they were measured with"
-        );
+        assert_eq!(position, start + bytes, "frames take the bytes they were measured with");
         self.note_in_index(entries, start);
         self.is_dirty.store(true, Ordering::Release);
         self.end.store(position, Ordering::Release);
@@ -372,9 +344,7 @@ impl Segment {
     fn note_in_index(&self, entries: &[Entry], start: u64) {
         let interval = self.context.config.index_interval_bytes;
         let mut index = self.index.write().expect("no holder of the index panics");
-        let index = index
-            .as_mut()
-            .expect("the segment being written has its index in memory");
+        let index = index.as_mut().expect("the segment being written has its index in memory");
         let mut position = start;
         for entry in entries {
             index.note(&entry.header, position, interval);
@@ -384,11 +354,7 @@ impl Segment {
 
     /// Grows the file so that it reaches `upto`.
     fn allocate(&self, file: &dyn File, upto: u64) -> Result<()> {
-        if upto <= self.allocated_bytes() {
-            Ok(())
-        } else {
-            self.allocate_in(file, upto)
-        }
+        if upto <= self.allocated_bytes() { Ok(()) } else { self.allocate_in(file, upto) }
     }
 
     /// Grows the file fourfold, within bounds, and at least to `upto`.
@@ -402,11 +368,10 @@ impl Segment {
         let stepped = (from + step).min(config.segment_bytes).max(upto);
         let to = stepped.next_multiple_of(512);
         self.context.check_room(to - from)?;
-        file.write_zeros(from, to)
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::StorageFull => self.context.no_space(to - from),
-                _ => Error::io("extend", &self.path(), error),
-            })?;
+        file.write_zeros(from, to).map_err(|error| match error.kind() {
+            std::io::ErrorKind::StorageFull => self.context.no_space(to - from),
+            _ => Error::io("extend", &self.path(), error),
+        })?;
         self.allocated.store(to, Ordering::Release);
         if to > config.segment_bytes / 2 {
             self.context.spares.want(config.segment_bytes);
@@ -425,11 +390,7 @@ impl Segment {
             return Err(Error::Cold);
         }
         let path = self.path();
-        let file = self
-            .context
-            .fs
-            .open(&path, OpenMode::Write)
-            .at("open", &path)?;
+        let file = self.context.fs.open(&path, OpenMode::Write).at("open", &path)?;
         let open = self.map_and_keep(file, &path)?;
         self.context.open_segments.note_opened(self);
         Ok(open)
@@ -438,11 +399,7 @@ impl Segment {
     /// Opens the file anew, with its clean pages forgotten: to judge the disk and not the cache.
     pub(super) fn open_fresh(&self) -> Result<Arc<dyn File>> {
         let path = self.path();
-        let file = self
-            .context
-            .fs
-            .open(&path, OpenMode::Write)
-            .at("open", &path)?;
+        let file = self.context.fs.open(&path, OpenMode::Write).at("open", &path)?;
         file.drop_cache().at("drop the cache of", &path)?;
         Ok(file)
     }
@@ -468,11 +425,7 @@ impl Segment {
     /// Address space for the whole life of the segment: one oversized entry may exceed its bound.
     fn reserve_bytes(&self) -> u64 {
         let longest = self.header.entries_position() + frame_bytes(PAYLOAD_BYTES_MAX);
-        self.context
-            .config
-            .segment_bytes
-            .max(self.allocated_bytes())
-            .max(longest)
+        self.context.config.segment_bytes.max(self.allocated_bytes()).max(longest)
     }
 
     /// Closes file, mapping and index unless the segment was used lately or must stay open.
@@ -517,10 +470,7 @@ impl Segment {
 
     /// True while a slice that was read from here is alive.
     pub(super) fn is_borrowed(&self) -> bool {
-        self.open
-            .load()
-            .as_ref()
-            .is_some_and(|open| open.map.is_borrowed())
+        self.open.load().as_ref().is_some_and(|open| open.map.is_borrowed())
     }
 
     /// Bytes of the checkpoint, verified.
@@ -537,11 +487,7 @@ impl Segment {
         if found != expected {
             let what = format!("checkpoint checksum is {found:#010x}, expected {expected:#010x}");
             let position = CHECKPOINT_POSITION;
-            return Err(Error::Corrupt(Damage {
-                file: path,
-                position,
-                what,
-            }));
+            return Err(Error::Corrupt(Damage { file: path, position, what }));
         }
         Ok(bytes.into())
     }
@@ -576,23 +522,13 @@ impl Segment {
             }
             _ => {}
         }
-        let file = self
-            .context
-            .fs
-            .open(&path, OpenMode::Create)
-            .at("create", &path)?;
-        index
-            .write_to(&*file, self.seed, self.end())
-            .at("write", &path)
+        let file = self.context.fs.open(&path, OpenMode::Create).at("create", &path)?;
+        index.write_to(&*file, self.seed, self.end()).at("write", &path)
     }
 
     /// Loads the index from beside the file, or rebuilds it from the segment.
     fn load_index(&self) -> Result<SparseIndex> {
-        let loaded = self
-            .context
-            .fs
-            .open(&self.index_path(), OpenMode::Read)
-            .ok();
+        let loaded = self.context.fs.open(&self.index_path(), OpenMode::Read).ok();
         match loaded.and_then(|file| SparseIndex::read_from(&*file, self.seed)) {
             Some((index, _)) => Ok(index),
             None => self.rebuild_index(),
@@ -601,11 +537,7 @@ impl Segment {
 
     /// The index that was written when the log was closed with its entries ending at `end`.
     pub(super) fn read_closed_index(&self, end: u64) -> Option<SparseIndex> {
-        let file = self
-            .context
-            .fs
-            .open(&self.index_path(), OpenMode::Read)
-            .ok()?;
+        let file = self.context.fs.open(&self.index_path(), OpenMode::Read).ok()?;
         let (index, index_end) = SparseIndex::read_from(&*file, self.seed)?;
         (index_end == end).then_some(index)
     }
@@ -614,12 +546,7 @@ impl Segment {
     /// are found without passing it.
     fn rebuild_index(&self) -> Result<SparseIndex> {
         let file = self.open_fresh()?;
-        let scan = Scan::of(
-            &*file,
-            &self.header,
-            self.index_interval_bytes(),
-            &mut |_| {},
-        );
+        let scan = Scan::of(&*file, &self.header, self.index_interval_bytes(), &mut |_| {});
         let mut index = scan.index;
         index.trim();
         Ok(index)
@@ -693,21 +620,14 @@ impl Segment {
                 break;
             }
             bytes += len;
-            out.push(Entry {
-                header,
-                payload: walk.payload(&header, position)?,
-            });
+            out.push(Entry { header, payload: walk.payload(&header, position)? });
         }
         Ok(())
     }
 
     /// The error for bytes of this file that are not what was written.
     pub(super) fn damage(&self, position: u64, what: String) -> Error {
-        Error::Corrupt(Damage {
-            file: self.path(),
-            position,
-            what,
-        })
+        Error::Corrupt(Damage { file: self.path(), position, what })
     }
 }
 

@@ -41,12 +41,7 @@ impl Spares {
             let path = dir.join(&entry.name);
             fs.remove_file(&path).at("remove", &path)?;
         }
-        Ok(Self {
-            dir,
-            max,
-            state: Mutex::default(),
-            preparer: OnceLock::new(),
-        })
+        Ok(Self { dir, max, state: Mutex::default(), preparer: OnceLock::new() })
     }
 
     /// Takes a spare of exactly `bytes`, if one is ready.

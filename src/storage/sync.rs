@@ -67,11 +67,7 @@ impl LogSync {
     /// Notes that `segment` has bytes up to entry `last_index` that are not synced.
     pub(super) fn note_appended(&self, segment: &Arc<Segment>, last_index: u64) {
         let mut state = self.lock_state();
-        if !state
-            .segments
-            .last()
-            .is_some_and(|last| Arc::ptr_eq(last, segment))
-        {
+        if !state.segments.last().is_some_and(|last| Arc::ptr_eq(last, segment)) {
             state.segments.push(segment.clone());
         }
         state.last_index = last_index;
@@ -81,9 +77,7 @@ impl LogSync {
     /// them.
     pub(super) fn note_truncated(&self, last_index: u64, first_void: u64) {
         let mut state = self.lock_state();
-        state
-            .segments
-            .retain(|segment| segment.base_index() < first_void);
+        state.segments.retain(|segment| segment.base_index() < first_void);
         state.last_index = state.last_index.min(last_index);
         state.truncations += 1;
         self.synced_index.fetch_min(last_index, Ordering::AcqRel);
@@ -123,12 +117,7 @@ impl LogSync {
         let begin = |segment: Arc<Segment>| segment.begin_sync().map(|open| (segment, open));
         let segments = dirty.into_iter().map(begin).collect::<Result<Vec<_>>>();
         let segments = segments.inspect_err(|error| self.context.failure.set(error))?;
-        Ok(Taken {
-            _turn: turn,
-            segments,
-            last_index,
-            truncations,
-        })
+        Ok(Taken { _turn: turn, segments, last_index, truncations })
     }
 
     /// Notes that what was taken is on disk, names included.
@@ -136,8 +125,7 @@ impl LogSync {
         self.is_new_dir.store(false, Ordering::Release);
         let state = self.lock_state();
         if state.truncations == taken.truncations && !taken.segments.is_empty() {
-            self.synced_index
-                .fetch_max(taken.last_index, Ordering::AcqRel);
+            self.synced_index.fetch_max(taken.last_index, Ordering::AcqRel);
         }
         drop(state);
         self.write_indices(&taken.segments);
@@ -161,9 +149,7 @@ impl LogSync {
     }
 
     fn lock_state(&self) -> MutexGuard<'_, DirtyState> {
-        self.state
-            .lock()
-            .expect("no holder of the dirty list panics")
+        self.state.lock().expect("no holder of the dirty list panics")
     }
 }
 
@@ -233,22 +219,14 @@ impl Syncer {
     /// Starts `threads` threads; with none, rounds run in [`Self::run_round`].
     pub(super) fn start(context: &Arc<Context>, threads: usize, on_round: OnRound) -> Self {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let core = Arc::new(Core {
-            context: context.clone(),
-            on_round,
-            state,
-            changed,
-        });
+        let core = Arc::new(Core { context: context.clone(), on_round, state, changed });
         let spawn = |n| {
             let core = core.clone();
             let name = format!("quipu-sync-{n}");
             let spawned = thread::Builder::new().name(name).spawn(move || core.work());
             spawned.expect("the system starts a thread")
         };
-        Self {
-            threads: (0..threads).map(spawn).collect(),
-            core,
-        }
+        Self { threads: (0..threads).map(spawn).collect(), core }
     }
 
     /// Queues a request and returns at once.
@@ -270,10 +248,7 @@ impl Syncer {
     /// # Panics
     /// If the syncer has threads of its own.
     pub fn run_round(&self) -> bool {
-        assert!(
-            self.threads.is_empty(),
-            "rounds run on the syncer's own threads"
-        );
+        assert!(self.threads.is_empty(), "rounds run on the syncer's own threads");
         let mut state = self.core.lock();
         if !self.core.start_round(&mut state) {
             return false;
@@ -300,9 +275,7 @@ impl Drop for Syncer {
 
 impl std::fmt::Debug for Syncer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Syncer")
-            .field("threads", &self.threads.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Syncer").field("threads", &self.threads.len()).finish_non_exhaustive()
     }
 }
 
@@ -314,20 +287,14 @@ impl Core {
             if let Some(task) = take_task(&mut state) {
                 state = self.run_task(state, task);
             } else if self.start_round(&mut state) {
-                let has_more = state
-                    .running
-                    .as_ref()
-                    .is_some_and(|round| round.tasks.len() > 1);
+                let has_more = state.running.as_ref().is_some_and(|round| round.tasks.len() > 1);
                 if has_more {
                     self.changed.notify_all();
                 }
             } else if state.is_stopping && state.running.is_none() {
                 return;
             } else {
-                state = self
-                    .changed
-                    .wait(state)
-                    .expect("no sync thread panics with the lock");
+                state = self.changed.wait(state).expect("no sync thread panics with the lock");
             }
         }
     }
@@ -347,12 +314,7 @@ impl Core {
         if tasks.is_empty() || self.context.journal.is_dirty() {
             tasks.push(Task::Journal);
         }
-        state.running = Some(Running {
-            tasks,
-            busy: 0,
-            tokens: round.tokens,
-            error: None,
-        });
+        state.running = Some(Running { tasks, busy: 0, tokens: round.tokens, error: None });
         true
     }
 
@@ -361,10 +323,7 @@ impl Core {
         drop(state);
         let result = self.perform(task);
         let mut state = self.lock();
-        let round = state
-            .running
-            .as_mut()
-            .expect("a round runs until its last task is done");
+        let round = state.running.as_mut().expect("a round runs until its last task is done");
         round.busy -= 1;
         if let Err(error) = result {
             round.error.get_or_insert(error);
@@ -394,11 +353,7 @@ impl Core {
     }
 
     fn sync_journal(&self) -> Result<()> {
-        self.context
-            .journal
-            .sync()
-            .map(drop)
-            .inspect_err(|error| self.context.failure.set(error))
+        self.context.journal.sync().map(drop).inspect_err(|error| self.context.failure.set(error))
     }
 
     /// Makes many logs durable with one sync of the file system, and with a second one if files got
@@ -408,10 +363,7 @@ impl Core {
     /// not covered by it. `syncfs` waits for every dirty page of the file system and reports write
     /// errors (Linux 5.8 and later), so it stands for a sync of each file and directory.
     fn sync_filesystem(&self, logs: &[Arc<LogSync>]) -> Result<()> {
-        let taken = logs
-            .iter()
-            .map(|log| log.take())
-            .collect::<Result<Vec<_>>>()?;
+        let taken = logs.iter().map(|log| log.take()).collect::<Result<Vec<_>>>()?;
         self.syncfs()?;
         let mut named = Vec::new();
         for (segment, _) in taken.iter().flat_map(|taken| &taken.segments) {
@@ -436,9 +388,7 @@ impl Core {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no sync thread panics with the lock")
+        self.state.lock().expect("no sync thread panics with the lock")
     }
 }
 

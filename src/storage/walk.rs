@@ -81,10 +81,7 @@ impl<'a> Walk<'a> {
         let header = EntryHeader::decode(bytes, seed)
             .map_err(|error| self.segment.damage(position, error.to_string()))?;
         if header.index != self.next_index {
-            let what = format!(
-                "entry {} stands where {} belongs",
-                header.index, self.next_index
-            );
+            let what = format!("entry {} stands where {} belongs", header.index, self.next_index);
             return Err(self.segment.damage(position, what));
         }
         self.position += header.frame_bytes();

@@ -20,9 +20,7 @@ fn entries_are_read_back_as_they_were_appended_across_segments() {
     let offsets: u64 = (0..200).map(|n| n % 4).sum();
     assert_eq!(log.reader().log_end_offset(), offsets);
     assert!(
-        entries
-            .windows(2)
-            .all(|pair| pair[1].header.base_offset == pair[0].header.end_offset())
+        entries.windows(2).all(|pair| pair[1].header.base_offset == pair[0].header.end_offset())
     );
 }
 
@@ -38,17 +36,8 @@ fn every_offset_and_time_is_found_where_a_plain_search_finds_it() {
     for offset in 0..reader.log_end_offset() {
         let holds =
             |h: &quipu::storage::EntryHeader| h.base_offset <= offset && offset < h.end_offset();
-        let expected = entries
-            .iter()
-            .find(|e| holds(&e.header))
-            .unwrap()
-            .header
-            .index;
-        assert_eq!(
-            reader.index_of_offset(offset, Access::MayBlock).unwrap(),
-            expected,
-            "{offset}"
-        );
+        let expected = entries.iter().find(|e| holds(&e.header)).unwrap().header.index;
+        assert_eq!(reader.index_of_offset(offset, Access::MayBlock).unwrap(), expected, "{offset}");
     }
     for time in (0..3020).step_by(5) {
         let is_later =
@@ -64,10 +53,7 @@ fn every_offset_and_time_is_found_where_a_plain_search_finds_it() {
     for entry in &entries {
         let header = reader.header(entry.header.index, Access::MayBlock).unwrap();
         assert_eq!(header, entry.header);
-        assert_eq!(
-            reader.term_at(header.index, Access::MayBlock).unwrap(),
-            header.term
-        );
+        assert_eq!(reader.term_at(header.index, Access::MayBlock).unwrap(), header.term);
     }
 }
 
@@ -79,20 +65,9 @@ fn reads_outside_the_log_say_what_it_holds() {
     let reader = log.reader();
     let mut out = Vec::new();
     let read = reader.read(2, 9, 100, Access::MayBlock, &mut out);
-    assert!(matches!(
-        read,
-        Err(Error::IndexOutOfRange {
-            requested: 2,
-            first: 1,
-            last: 1
-        })
-    ));
+    assert!(matches!(read, Err(Error::IndexOutOfRange { requested: 2, first: 1, last: 1 })));
     let found = reader.index_of_offset(6, Access::MayBlock);
-    let expected = Error::OffsetOutOfRange {
-        requested: 6,
-        log_start: 0,
-        log_end: 5,
-    };
+    let expected = Error::OffsetOutOfRange { requested: 6, log_start: 0, log_end: 5 };
     assert_eq!(found.unwrap_err().to_string(), expected.to_string());
     assert_eq!(
         reader.index_of_offset(5, Access::MayBlock).unwrap(),
@@ -111,9 +86,7 @@ fn a_read_stops_at_its_byte_limit_but_never_returns_nothing() {
     let reader = log.reader();
     for (limit, count) in [(1, 1), (199, 1), (200, 2), (450, 4), (5000, 5)] {
         let mut out = Vec::new();
-        reader
-            .read(1, u64::MAX, limit, Access::MayBlock, &mut out)
-            .unwrap();
+        reader.read(1, u64::MAX, limit, Access::MayBlock, &mut out).unwrap();
         assert_eq!(out.len(), count, "with {limit} bytes");
     }
     let mut out = Vec::new();
@@ -171,12 +144,7 @@ fn many_entries_in_one_append_roll_where_they_must() {
     let mut tip = log.tip();
     for _ in 0..150 {
         let entry = next_entry(&tip, 1, 100);
-        tip = Tip {
-            index: tip.index + 1,
-            end_offset: tip.end_offset + 1,
-            term: 1,
-            ..tip
-        };
+        tip = Tip { index: tip.index + 1, end_offset: tip.end_offset + 1, term: 1, ..tip };
         tip.append_time_ms = entry.header.append_time_ms;
         entries.push(entry);
     }
@@ -204,27 +172,16 @@ fn a_truncated_suffix_is_gone_and_slices_of_it_stay_true() {
     log.sync().unwrap();
     let reader = log.reader();
     let mut borrowed = Vec::new();
-    reader
-        .read(70, 80, 1 << 20, Access::MayBlock, &mut borrowed)
-        .unwrap();
-    let copies: Vec<Vec<u8>> = borrowed
-        .iter()
-        .map(|entry| entry.payload.to_vec())
-        .collect();
+    reader.read(70, 80, 1 << 20, Access::MayBlock, &mut borrowed).unwrap();
+    let copies: Vec<Vec<u8>> = borrowed.iter().map(|entry| entry.payload.to_vec()).collect();
     log.truncate_suffix(61, 60, Some("cut".into())).unwrap();
-    assert_eq!(
-        (log.tip().index, reader.last_index(), log.synced_index()),
-        (60, 60, 60)
-    );
+    assert_eq!((log.tip().index, reader.last_index(), log.synced_index()), (60, 60, 60));
     for _ in 0..30 {
         append(&mut log, 2, 77).unwrap();
     }
     log.sync().unwrap();
     assert!(log.reclaim().unwrap() > 0, "dropped segments go");
-    let slices: Vec<Vec<u8>> = borrowed
-        .iter()
-        .map(|entry| entry.payload.to_vec())
-        .collect();
+    let slices: Vec<Vec<u8>> = borrowed.iter().map(|entry| entry.payload.to_vec()).collect();
     assert_eq!(slices, copies);
     let entries = read_all(&log);
     assert_eq!(entries.len(), 90);
@@ -256,16 +213,9 @@ fn retention_moves_the_start_and_frees_files_only_when_that_is_durable() {
     }
     log.sync().unwrap();
     let before = segment_paths(&fs).len();
-    let policy = Policy {
-        bytes: Some(3 * 8192),
-        ..Policy::default()
-    };
+    let policy = Policy { bytes: Some(3 * 8192), ..Policy::default() };
     assert!(log.retain(&policy, 0).unwrap() > 0);
-    assert_eq!(
-        log.reclaim().unwrap(),
-        0,
-        "the new start is not durable yet"
-    );
+    assert_eq!(log.reclaim().unwrap(), 0, "the new start is not durable yet");
     assert_eq!(segment_paths(&fs).len(), before);
     dir.journal().sync().unwrap();
     assert!(log.reclaim().unwrap() > 0);
@@ -293,14 +243,8 @@ fn the_log_start_may_lie_inside_a_segment() {
     log.advance_log_start(37).unwrap();
     assert_eq!(log.reader().log_start_offset(), 37);
     assert!(log.reader().index_of_offset(36, Access::MayBlock).is_err());
-    assert_eq!(
-        log.reader().index_of_offset(37, Access::MayBlock).unwrap(),
-        4
-    );
-    assert_eq!(
-        log.reader().offset_for_time(0, Access::MayBlock).unwrap(),
-        Some((37, 4))
-    );
+    assert_eq!(log.reader().index_of_offset(37, Access::MayBlock).unwrap(), 4);
+    assert_eq!(log.reader().offset_for_time(0, Access::MayBlock).unwrap(), Some((37, 4)));
     log.advance_log_start(12).unwrap();
     assert_eq!(log.reader().log_start_offset(), 37, "it never goes back");
     assert!(log.advance_log_start(101).is_err());
@@ -314,10 +258,7 @@ fn the_log_start_may_lie_inside_a_segment() {
 #[test]
 fn dropped_segments_become_spares_and_their_old_content_never_shows() {
     let fs = SimFs::new();
-    let config = Config {
-        spares_max: 3,
-        ..Config::tiny()
-    };
+    let config = Config { spares_max: 3, ..Config::tiny() };
     let dir = open_dir_with(&fs, config.clone()).unwrap();
     let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
     let mut has_recycled = false;
@@ -325,22 +266,11 @@ fn dropped_segments_become_spares_and_their_old_content_never_shows() {
         append(&mut log, 1, 100).unwrap();
         if n % 20 == 0 {
             log.sync().unwrap();
-            log.retain(
-                &Policy {
-                    bytes: Some(4 * 8192),
-                    ..Policy::default()
-                },
-                0,
-            )
-            .unwrap();
+            log.retain(&Policy { bytes: Some(4 * 8192), ..Policy::default() }, 0).unwrap();
             dir.journal().sync().unwrap();
             log.reclaim().unwrap();
         }
-        has_recycled |= log
-            .reader()
-            .segments()
-            .iter()
-            .any(|s| s.header().is_recycled);
+        has_recycled |= log.reader().segments().iter().any(|s| s.header().is_recycled);
     }
     assert!(has_recycled, "a file was used again");
     log.sync().unwrap();
@@ -390,11 +320,7 @@ fn a_log_left_open_in_an_orderly_end_is_recovered_all_the_same() {
     dir.close().unwrap();
     let (_dir, log, report) = reopen(&fs);
     assert_eq!(report.class, Class::Clean);
-    assert_eq!(
-        read_all(&log).len(),
-        11,
-        "what was written is still in the cache"
-    );
+    assert_eq!(read_all(&log).len(), 11, "what was written is still in the cache");
 }
 
 #[test]
@@ -405,30 +331,18 @@ fn a_reset_log_starts_after_the_snapshot() {
         append(&mut log, 1, 100).unwrap();
     }
     log.sync().unwrap();
-    let tip = Tip {
-        index: 1000,
-        term: 7,
-        end_offset: 5000,
-        append_time_ms: 99_000,
-        chain: 42,
-    };
+    let tip = Tip { index: 1000, term: 7, end_offset: 5000, append_time_ms: 99_000, chain: 42 };
     log.reset(tip, "snapshot".into()).unwrap();
     append(&mut log, 3, 100).unwrap();
     log.sync().unwrap();
     log.reclaim().unwrap();
-    assert_eq!(
-        (log.reader().first_index(), log.reader().last_index()),
-        (1001, 1001)
-    );
+    assert_eq!((log.reader().first_index(), log.reader().last_index()), (1001, 1001));
     assert_eq!(log.reader().log_start_offset(), 5000);
     drop((dir, log));
     fs.power_cut(|_| false);
     let (_dir, log, _) = reopen(&fs);
     assert_eq!(log.reader().term_at(1000, Access::MayBlock).unwrap(), 7);
-    assert_eq!(
-        log.reader().checkpoint_before(u64::MAX).unwrap().unwrap().1,
-        "snapshot"
-    );
+    assert_eq!(log.reader().checkpoint_before(u64::MAX).unwrap().unwrap().1, "snapshot");
     assert_eq!(read_all(&log).len(), 1);
     assert_eq!(segment_paths(&fs).len(), 1);
 }
@@ -446,10 +360,7 @@ fn few_files_are_open_however_many_segments_are_read() {
     }
     let mapped = |s: &&Arc<quipu::storage::Segment>| s.is_open();
     let open = log.reader().segments().iter().filter(mapped).count();
-    assert!(
-        open <= Config::tiny().open_segments_max + 1,
-        "{open} segments are open"
-    );
+    assert!(open <= Config::tiny().open_segments_max + 1, "{open} segments are open");
 }
 
 #[test]
@@ -457,16 +368,10 @@ fn deleted_and_quarantined_logs_are_no_longer_found() {
     let fs = SimFs::new();
     let (dir, log) = new_log(&fs);
     drop(log);
-    assert!(
-        dir.create_log(LOG, Tip::EMPTY, b"").is_err(),
-        "the id is taken"
-    );
+    assert!(dir.create_log(LOG, Tip::EMPTY, b"").is_err(), "the id is taken");
     assert_eq!(dir.logs().unwrap(), [LOG]);
     let aside = dir.quarantine_log(LOG).unwrap();
-    assert!(
-        fs.paths().iter().any(|path| path.starts_with(&aside)),
-        "its files are kept"
-    );
+    assert!(fs.paths().iter().any(|path| path.starts_with(&aside)), "its files are kept");
     assert!(matches!(dir.open_log(LOG), Err(Error::UnknownLog { .. })));
     let log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
     log.sync().unwrap();

@@ -19,15 +19,10 @@ const ENTRIES_POSITION: usize = 4608;
 /// A disk with `durable` synced groups of one entry and `torn` more that are only in memory.
 fn written(durable: u64, torn: u64) -> (SimFs, Vec<Entry>) {
     let fs = SimFs::new();
-    let config = Config {
-        segment_bytes: 64 * 1024,
-        allocation_bytes_first: 16 * 1024,
-        ..Config::tiny()
-    };
+    let config =
+        Config { segment_bytes: 64 * 1024, allocation_bytes_first: 16 * 1024, ..Config::tiny() };
     let dir = open_dir_with(&fs, config.clone()).unwrap();
-    let mut log = dir
-        .create_log(LOG, quipu::storage::Tip::EMPTY, b"")
-        .unwrap();
+    let mut log = dir.create_log(LOG, quipu::storage::Tip::EMPTY, b"").unwrap();
     log.sync().unwrap();
     for _ in 0..durable {
         append(&mut log, 1, THREE_SECTORS).unwrap();
@@ -45,10 +40,7 @@ fn cut(fs: &SimFs, kept: u64) -> SimFs {
     let fs = fs.fork();
     let mut number = 0;
     fs.power_cut(|pending| {
-        assert!(
-            matches!(pending, Pending::Sector { .. }),
-            "only sectors wait: {pending:?}"
-        );
+        assert!(matches!(pending, Pending::Sector { .. }), "only sectors wait: {pending:?}");
         number += 1;
         kept & (1 << (number - 1)) != 0
     });
@@ -57,17 +49,10 @@ fn cut(fs: &SimFs, kept: u64) -> SimFs {
 
 /// What is left after recovery: an intact prefix of `entries`, holes aside.
 fn check_recovered(log: &Log, report: &RecoveryReport, entries: &[Entry], context: &str) {
-    assert!(
-        report.last_index <= entries.len() as u64,
-        "{context}: entries from nowhere"
-    );
+    assert!(report.last_index <= entries.len() as u64, "{context}: entries from nowhere");
     let reader = log.reader();
-    let is_faulty = |index| {
-        report
-            .faulty
-            .iter()
-            .any(|f| f.first_index <= index && index <= f.last_index)
-    };
+    let is_faulty =
+        |index| report.faulty.iter().any(|f| f.first_index <= index && index <= f.last_index);
     for expected in &entries[..report.last_index as usize] {
         let index = expected.header.index;
         let mut out = Vec::new();
@@ -75,29 +60,16 @@ fn check_recovered(log: &Log, report: &RecoveryReport, entries: &[Entry], contex
         let read = reader.read(index, index, 1 << 20, access, &mut out);
         match read {
             Ok(()) => {
-                assert_eq!(
-                    essence(&out),
-                    essence(std::slice::from_ref(expected)),
-                    "{context}"
-                );
+                assert_eq!(essence(&out), essence(std::slice::from_ref(expected)), "{context}");
             }
-            Err(_) => assert!(
-                is_faulty(index),
-                "{context}: entry {index} is gone unreported"
-            ),
+            Err(_) => assert!(is_faulty(index), "{context}: entry {index} is gone unreported"),
         }
-        assert!(
-            read.is_err() || !is_faulty(index),
-            "{context}: entry {index} is not faulty"
-        );
+        assert!(read.is_err() || !is_faulty(index), "{context}: entry {index} is not faulty");
     }
 }
 
 fn recover(fs: &SimFs) -> (DataDir, Log, RecoveryReport) {
-    let config = Config {
-        segment_bytes: 64 * 1024,
-        ..Config::tiny()
-    };
+    let config = Config { segment_bytes: 64 * 1024, ..Config::tiny() };
     let dir = open_dir_with(fs, config).unwrap();
     let (log, report) = dir.open_log(LOG).unwrap();
     (dir, log, report)
@@ -116,14 +88,8 @@ fn every_subset_of_unsynced_sectors_is_a_torn_tail_and_loses_nothing_synced() {
                 let fs = cut(&fs, kept);
                 let (dir, log, report) = recover(&fs);
                 assert!(report.faulty.is_empty(), "{context}: {report:?}");
-                assert!(
-                    report.last_index >= durable,
-                    "{context}: a synced group is lost"
-                );
-                assert!(
-                    !matches!(report.case, Case::LostTail | Case::CorruptMiddle),
-                    "{context}"
-                );
+                assert!(report.last_index >= durable, "{context}: a synced group is lost");
+                assert!(!matches!(report.case, Case::LostTail | Case::CorruptMiddle), "{context}");
                 check_recovered(&log, &report, &entries, &context);
                 let last_index = report.last_index;
                 cases.insert(format!("{:?}", report.case));
@@ -138,11 +104,7 @@ fn every_subset_of_unsynced_sectors_is_a_torn_tail_and_loses_nothing_synced() {
         }
     }
     assert_eq!(states, 4 * (1 + 8 + 64 + 512));
-    assert_eq!(
-        cases.len(),
-        3,
-        "whole, torn and torn out of order all occur: {cases:?}"
-    );
+    assert_eq!(cases.len(), 3, "whole, torn and torn out of order all occur: {cases:?}");
 }
 
 #[test]
@@ -153,16 +115,12 @@ fn what_follows_a_cut_never_brings_dropped_entries_back() {
     let fs = cut(&fs, 0b111_000);
     let (dir, mut log, report) = recover(&fs);
     assert_eq!((report.case, report.last_index), (Case::TornOutOfOrder, 2));
-    log.append(&mut [entries[2].clone()], &mut checkpoint)
-        .unwrap();
+    log.append(&mut [entries[2].clone()], &mut checkpoint).unwrap();
     log.sync().unwrap();
     drop((dir, log));
     fs.power_cut(|_| false);
     let (_dir, _log, report) = recover(&fs);
-    assert_eq!(
-        report.last_index, 3,
-        "entry 4 of the former life must stay dead"
-    );
+    assert_eq!(report.last_index, 3, "entry 4 of the former life must stay dead");
 }
 
 #[test]
@@ -185,10 +143,7 @@ fn every_damaged_synced_sector_is_noticed_unless_it_was_in_the_last_sync() {
                     check_recovered(&log, &report, &entries, &context);
                     let is_noticed = !report.faulty.is_empty();
                     assert!(is_noticed || group == durable, "{context}: {report:?}");
-                    assert!(
-                        !is_noticed || report.last_index >= durable,
-                        "{context}: {report:?}"
-                    );
+                    assert!(!is_noticed || report.last_index >= durable, "{context}: {report:?}");
                     states += 1;
                     noticed += u32::from(is_noticed);
                 }
@@ -213,28 +168,17 @@ fn with_the_watermark_recorded_damage_to_the_last_sync_is_noticed_too() {
             let fs = fs.fork();
             fs.power_cut(|_| false);
             let at = ENTRIES_POSITION + sector * SECTOR_BYTES;
-            fs.damage(&segment_paths(&fs)[0], |bytes| {
-                bytes[at..at + SECTOR_BYTES].fill(0)
-            });
+            fs.damage(&segment_paths(&fs)[0], |bytes| bytes[at..at + SECTOR_BYTES].fill(0));
             let (_dir, mut log, report) = recover(&fs);
             let context = format!("{durable} durable, sector {sector}");
             assert!(!report.faulty.is_empty(), "{context}: {report:?}");
             assert_eq!(report.last_index, durable, "{context}: the promise is kept");
             check_recovered(&log, &report, &entries, &context);
             let group = sector as u64 / 3;
-            let expected = if group + 1 == durable {
-                Case::LostTail
-            } else {
-                Case::CorruptMiddle
-            };
+            let expected = if group + 1 == durable { Case::LostTail } else { Case::CorruptMiddle };
             assert_eq!(report.case, expected, "{context}");
-            log.repair(&entries[group as usize..=group as usize])
-                .unwrap();
-            assert_eq!(
-                essence(&read_all(&log)),
-                essence(&entries),
-                "{context}: repaired"
-            );
+            log.repair(&entries[group as usize..=group as usize]).unwrap();
+            assert_eq!(essence(&read_all(&log)), essence(&entries), "{context}: repaired");
         }
     }
 }
@@ -265,11 +209,7 @@ fn every_flipped_bit_of_a_closed_log_is_healed_or_found() {
             );
         }
     }
-    for journal in fs
-        .paths()
-        .into_iter()
-        .filter(|p| p.starts_with(Path::new(ROOT).join("meta")))
-    {
+    for journal in fs.paths().into_iter().filter(|p| p.starts_with(Path::new(ROOT).join("meta"))) {
         for byte in 0..fs.durable_bytes(&journal).unwrap().len().min(600) {
             flip_and_recover(&fs, &journal, byte, byte % 8, &entries);
         }
@@ -289,11 +229,7 @@ fn flip_and_recover(
     fs.damage(file, |bytes| bytes[byte] ^= 1 << bit);
     let context = format!("{} byte {byte} bit {bit}", file.display());
     let (_dir, log, report) = recover(&fs);
-    assert_eq!(
-        report.last_index,
-        entries.len() as u64,
-        "{context}: {report:?}"
-    );
+    assert_eq!(report.last_index, entries.len() as u64, "{context}: {report:?}");
     check_recovered(&log, &report, entries, &context);
     !report.faulty.is_empty()
 }

@@ -45,11 +45,7 @@ pub fn reopen(fs: &SimFs) -> (DataDir, Log, RecoveryReport) {
 pub fn next_entry(tip: &Tip, records: u32, payload_len: usize) -> Entry {
     let index = tip.index + 1;
     let payload = payload(index, payload_len);
-    let kind = if records == 0 {
-        Kind::NoOp
-    } else {
-        Kind::Records
-    };
+    let kind = if records == 0 { Kind::NoOp } else { Kind::Records };
     let crc = crc32fast::hash(&payload);
     let time = tip.append_time_ms.max(0) + 10;
     Entry::new(kind, index, tip.term.max(1), payload, crc)
@@ -59,10 +55,7 @@ pub fn next_entry(tip: &Tip, records: u32, payload_len: usize) -> Entry {
 
 /// Bytes that no other index has.
 pub fn payload(index: u64, len: usize) -> Bytes {
-    (0..len)
-        .map(|n| (index as usize * 31 + n * 7) as u8 | 1)
-        .collect::<Vec<u8>>()
-        .into()
+    (0..len).map(|n| (index as usize * 31 + n * 7) as u8 | 1).collect::<Vec<u8>>().into()
 }
 
 /// Appends one entry and says which.
@@ -94,11 +87,7 @@ pub fn read_all(log: &Log) -> Vec<Entry> {
     let entries = read_from(&reader, reader.first_index()).unwrap();
     for entry in &entries {
         let expected = payload(entry.header.index, entry.payload.len());
-        assert_eq!(
-            entry.payload, expected,
-            "payload of entry {}",
-            entry.header.index
-        );
+        assert_eq!(entry.payload, expected, "payload of entry {}", entry.header.index);
     }
     entries
 }

@@ -25,9 +25,7 @@ pub(crate) fn line_length(source: &Source) -> Vec<Breach> {
     let lengths = lines.map(|(line, number)| (line.chars().count(), number));
     let too_long = lengths.filter(|(length, _)| *length > LINE_CHARS_MAX);
     let message = |length| format!("{length} characters in a line, {LINE_CHARS_MAX} at most");
-    too_long
-        .map(|(length, number)| source.breach(number, message(length)))
-        .collect()
+    too_long.map(|(length, number)| source.breach(number, message(length))).collect()
 }
 
 pub(crate) fn function_length(source: &Source) -> Vec<Breach> {
@@ -59,15 +57,8 @@ pub(crate) fn median_function(sources: &[Source]) -> Vec<Breach> {
     let median = median_function_length(sources).unwrap_or(0);
     let message =
         format!("median function has {median} lines, {FUNCTION_LINES_MEDIAN_MAX} at most");
-    let breach = Breach {
-        path: "src".to_owned(),
-        line: 1,
-        message,
-    };
-    (median > FUNCTION_LINES_MEDIAN_MAX)
-        .then_some(breach)
-        .into_iter()
-        .collect()
+    let breach = Breach { path: "src".to_owned(), line: 1, message };
+    (median > FUNCTION_LINES_MEDIAN_MAX).then_some(breach).into_iter().collect()
 }
 
 pub(crate) fn file_length(source: &Source) -> Vec<Breach> {
@@ -76,10 +67,7 @@ pub(crate) fn file_length(source: &Source) -> Vec<Breach> {
 
 fn file_length_with(source: &Source, allowance: &[(&str, usize)]) -> Vec<Breach> {
     let (lines, budget) = length_and_budget(source);
-    let allowed = allowance
-        .iter()
-        .find(|(path, _)| *path == source.path)
-        .map(|(_, lines)| *lines);
+    let allowed = allowance.iter().find(|(path, _)| *path == source.path).map(|(_, lines)| *lines);
     let message = match allowed {
         None if lines > budget => format!("{lines} lines of code, {budget} at most"),
         Some(_) if lines <= budget => "needs its FILE_ALLOWANCE no more: remove it".to_owned(),
@@ -118,43 +106,29 @@ fn allowance_for_missing_files_with(
     let missing = allowance.iter().filter(|(path, _)| is_missing(path));
     let message = "has a FILE_ALLOWANCE, but does not exist";
     missing
-        .map(|(path, _)| Breach {
-            path: (*path).into(),
-            line: 1,
-            message: message.into(),
-        })
+        .map(|(path, _)| Breach { path: (*path).into(), line: 1, message: message.into() })
         .collect()
 }
 
 pub(crate) fn assert_density(sources: &[Source]) -> Vec<Breach> {
     let mut totals: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for source in sources.iter().filter(|source| source.in_crate()) {
-        let module = ASSERTING_MODULES
-            .into_iter()
-            .find(|module| source.is_within(module));
+        let module = ASSERTING_MODULES.into_iter().find(|module| source.is_within(module));
         let (asserts, lines) = totals.entry(module.unwrap_or_default()).or_default();
         *asserts += count_asserts(source);
         *lines += source.production_lines();
     }
     totals.remove("");
-    let judged = totals
-        .into_iter()
-        .filter(|(_, (_, lines))| *lines > ASSERTING_LINES_MIN);
+    let judged = totals.into_iter().filter(|(_, (_, lines))| *lines > ASSERTING_LINES_MIN);
     let too_few = judged
         .filter(|(_, (asserts, lines))| asserts * 1000 < lines * ASSERTS_PER_THOUSAND_LINES_MIN);
-    too_few
-        .map(|(module, (asserts, lines))| sparse_module(module, asserts, lines))
-        .collect()
+    too_few.map(|(module, (asserts, lines))| sparse_module(module, asserts, lines)).collect()
 }
 
 fn sparse_module(module: &str, asserts: usize, lines: usize) -> Breach {
     let needed = (lines * ASSERTS_PER_THOUSAND_LINES_MIN).div_ceil(1000);
     let message = format!("{asserts} asserts in {lines} lines, {needed} at least");
-    Breach {
-        path: format!("src/{module}"),
-        line: 1,
-        message,
-    }
+    Breach { path: format!("src/{module}"), line: 1, message }
 }
 
 fn count_asserts(source: &Source) -> usize {
@@ -163,9 +137,7 @@ fn count_asserts(source: &Source) -> usize {
         matches!(name, "assert" | "assert_eq" | "assert_ne") && source.reads(at + 1, &["!"])
     };
     let is_production = |at: usize| !source.is_test_line(source.tokens[at].line);
-    (0..source.tokens.len())
-        .filter(|at| is_assert(*at) && is_production(*at))
-        .count()
+    (0..source.tokens.len()).filter(|at| is_assert(*at) && is_production(*at)).count()
 }
 
 #[cfg(test)]
@@ -186,25 +158,14 @@ mod tests {
     #[test]
     fn a_function_over_its_budget_is_found_in_tests_too() {
         assert!(function_length(&Source::new("src/a.rs", &function_of(70))).is_empty());
-        assert_eq!(
-            function_length(&Source::new("src/a.rs", &function_of(71))).len(),
-            1
-        );
-        assert_eq!(
-            function_length(&Source::new("tests/a.rs", &function_of(71))).len(),
-            1
-        );
+        assert_eq!(function_length(&Source::new("src/a.rs", &function_of(71))).len(), 1);
+        assert_eq!(function_length(&Source::new("tests/a.rs", &function_of(71))).len(), 1);
     }
 
     #[test]
     fn the_median_leaves_tests_out() {
         let tests = format!("#[cfg(test)] mod tests {{ {} }}", function_of(60).repeat(9));
-        let of = |lines| {
-            [Source::new(
-                "src/a.rs",
-                &format!("{}{tests}", function_of(lines)),
-            )]
-        };
+        let of = |lines| [Source::new("src/a.rs", &format!("{}{tests}", function_of(lines)))];
         assert_eq!(median_function_length(&of(8)), Some(8));
         assert!(median_function(&of(8)).is_empty());
         assert_eq!(median_function(&of(9)).len(), 1);
@@ -216,10 +177,7 @@ mod tests {
         let code = "x();\n".repeat(500);
         let tests = format!("#[cfg(test)]\nmod tests {{\n{code}}}");
         assert!(file_length(&Source::new("src/a.rs", &format!("{code}{tests}"))).is_empty());
-        assert_eq!(
-            file_length(&Source::new("src/a.rs", &format!("{code}y();"))).len(),
-            1
-        );
+        assert_eq!(file_length(&Source::new("src/a.rs", &format!("{code}y();"))).len(), 1);
     }
 
     #[test]
@@ -239,10 +197,7 @@ mod tests {
         assert!(breaks(599, 600), "an allowance too large must shrink");
         assert!(breaks(500, 500), "an allowance not needed must go");
         assert!(breaks(701, 701), "no allowance passes the hard stop");
-        assert_eq!(
-            allowance_for_missing_files_with(&[of(1)], &[("src/b.rs", 600)]).len(),
-            1
-        );
+        assert_eq!(allowance_for_missing_files_with(&[of(1)], &[("src/b.rs", 600)]).len(), 1);
         assert!(allowance_for_missing_files_with(&[of(1)], &[("src/a.rs", 600)]).is_empty());
     }
 

@@ -52,10 +52,7 @@ pub(crate) fn every_module_has_a_layer(source: &Source) -> Vec<Breach> {
     if !source.in_crate() || is_known {
         return Vec::new();
     }
-    vec![source.breach(
-        1,
-        format!("module `{}` has no layer in the tidy test", module[0]),
-    )]
+    vec![source.breach(1, format!("module `{}` has no layer in the tidy test", module[0]))]
 }
 
 pub(crate) fn dependencies_point_down(source: &Source) -> Vec<Breach> {
@@ -71,21 +68,15 @@ pub(crate) fn neighbors_depend_one_way(sources: &[Source]) -> Vec<Breach> {
     for source in sources {
         for (from, to, line) in dependencies(source) {
             let message = format!("`{from}` and `{to}` name each other");
-            seen.entry((from, to))
-                .or_insert_with(|| source.breach(line, message));
+            seen.entry((from, to)).or_insert_with(|| source.breach(line, message));
         }
     }
     let both_ways = |from: &String, to: &String| {
         from != to && seen.contains_key(&(to.clone(), from.clone())) && may_name(from, to)
     };
-    let found = seen
-        .keys()
-        .filter(|(from, to)| both_ways(from, to) && may_name(to, from));
+    let found = seen.keys().filter(|(from, to)| both_ways(from, to) && may_name(to, from));
     let found: Vec<_> = found.cloned().collect();
-    found
-        .into_iter()
-        .filter_map(|pair| seen.remove(&pair))
-        .collect()
+    found.into_iter().filter_map(|pair| seen.remove(&pair)).collect()
 }
 
 pub(crate) fn crates_have_owners(source: &Source) -> Vec<Breach> {
@@ -93,10 +84,7 @@ pub(crate) fn crates_have_owners(source: &Source) -> Vec<Breach> {
         return Vec::new();
     }
     let paths = named_paths(source);
-    paths
-        .iter()
-        .filter_map(|path| owner_breach(source, path))
-        .collect()
+    paths.iter().filter_map(|path| owner_breach(source, path)).collect()
 }
 
 fn owner_breach(source: &Source, path: &NamedPath) -> Option<Breach> {
@@ -116,9 +104,7 @@ pub(crate) fn storage_is_synchronous(source: &Source) -> Vec<Breach> {
     };
     let mut breaches = source.breaches_at_tokens(is_async);
     for path in named_paths(source) {
-        let stranger = STRANGERS_TO_STORAGE
-            .iter()
-            .find(|stranger| path.is_within(stranger));
+        let stranger = STRANGERS_TO_STORAGE.iter().find(|stranger| path.is_within(stranger));
         breaches.extend(stranger.map(|s| source.breach(path.line, format!("`{s}` in storage"))));
     }
     breaches
@@ -169,12 +155,7 @@ mod tests {
     #[test]
     fn an_unknown_module_is_refused() {
         assert_eq!(count(every_module_has_a_layer, "src/plumbing/a.rs", ""), 1);
-        for path in [
-            "src/lib.rs",
-            "src/main.rs",
-            "src/storage/log.rs",
-            "src/types.rs",
-        ] {
+        for path in ["src/lib.rs", "src/main.rs", "src/storage/log.rs", "src/types.rs"] {
             assert_eq!(count(every_module_has_a_layer, path, ""), 0, "{path}");
         }
     }
@@ -184,16 +165,10 @@ mod tests {
         for (path, text) in [
             ("src/main.rs", "use quipu::cli;"),
             ("src/lib.rs", "pub use crate::rpc::Server;"),
-            (
-                "src/cli/serve.rs",
-                "use crate::{client::Producer, server, storage::Log};",
-            ),
+            ("src/cli/serve.rs", "use crate::{client::Producer, server, storage::Log};"),
             ("src/federation/link.rs", "use crate::client::Consumer;"),
             ("src/group/session.rs", "use crate::cluster::Controller;"),
-            (
-                "src/storage/log.rs",
-                "use super::entry; use crate::{telemetry, types::Offset};",
-            ),
+            ("src/storage/log.rs", "use super::entry; use crate::{telemetry, types::Offset};"),
             ("src/config.rs", "use crate::types::NodeId;"),
         ] {
             assert_eq!(count(dependencies_point_down, path, text), 0, "{path}");
@@ -244,53 +219,24 @@ mod tests {
             ("src/rpc/log.rs", "use tonic::Status;"),
             ("src/proto.rs", "use tonic::include_proto;"),
             ("src/raft/shard.rs", "use raft::RawNode;"),
-            (
-                "src/partition/a.rs",
-                "use crate::raft; fn f() { raft::start() }",
-            ),
-            (
-                "src/storage/fs/map.rs",
-                "use {memmap2::Mmap, std::fs::File};",
-            ),
+            ("src/partition/a.rs", "use crate::raft; fn f() { raft::start() }"),
+            ("src/storage/fs/map.rs", "use {memmap2::Mmap, std::fs::File};"),
             ("src/storage/log/tests.rs", "use std::fs;"),
             ("tests/crash.rs", "use std::fs; use rustix::process;"),
         ] {
             assert_eq!(count(crates_have_owners, path, text), 0, "{path}");
         }
         let tonic_in_test = "#[cfg(test)] mod tests { use tonic::Status; }";
-        assert_eq!(
-            count(crates_have_owners, "src/group/a.rs", tonic_in_test),
-            1
-        );
+        assert_eq!(count(crates_have_owners, "src/group/a.rs", tonic_in_test), 1);
     }
 
     #[test]
     fn storage_stays_synchronous() {
         let path = "src/storage/sync.rs";
-        assert_eq!(
-            count(storage_is_synchronous, path, "async fn f() { g().await }"),
-            2
-        );
-        assert_eq!(
-            count(
-                storage_is_synchronous,
-                path,
-                "use tokio_util::Bytes; use prost::A;"
-            ),
-            2
-        );
+        assert_eq!(count(storage_is_synchronous, path, "async fn f() { g().await }"), 2);
+        assert_eq!(count(storage_is_synchronous, path, "use tokio_util::Bytes; use prost::A;"), 2);
         assert_eq!(count(storage_is_synchronous, path, "use raft::Storage;"), 1);
-        assert_eq!(
-            count(
-                storage_is_synchronous,
-                path,
-                "use std::sync::mpsc; // async"
-            ),
-            0
-        );
-        assert_eq!(
-            count(storage_is_synchronous, "src/raft/a.rs", "async fn f() {}"),
-            0
-        );
+        assert_eq!(count(storage_is_synchronous, path, "use std::sync::mpsc; // async"), 0);
+        assert_eq!(count(storage_is_synchronous, "src/raft/a.rs", "async fn f() {}"), 0);
     }
 }

@@ -25,14 +25,9 @@ impl NamedPath {
     pub(crate) fn is_within(&self, outer: &str) -> bool {
         let outer: Vec<&str> = outer.split("::").collect();
         let is_family = outer.len() == 1
-            && self.segments[0]
-                .strip_prefix(outer[0])
-                .is_some_and(|rest| rest.starts_with('_'));
+            && self.segments[0].strip_prefix(outer[0]).is_some_and(|rest| rest.starts_with('_'));
         let begins = outer.len() <= self.segments.len()
-            && outer
-                .iter()
-                .zip(&self.segments)
-                .all(|(wanted, segment)| wanted == segment);
+            && outer.iter().zip(&self.segments).all(|(wanted, segment)| wanted == segment);
         is_family || begins
     }
 }
@@ -48,9 +43,7 @@ pub(crate) fn named_paths(source: &Source) -> Vec<NamedPath> {
         local: Vec::new(),
     };
     walk.run();
-    let Walk {
-        mut paths, local, ..
-    } = walk;
+    let Walk { mut paths, local, .. } = walk;
     paths.retain(|path| !local.contains(&path.segments[0]));
     paths
 }
@@ -183,10 +176,7 @@ impl Walk<'_> {
 
     fn push(&mut self, segments: &[String], at: usize) {
         let line = self.tokens[at].line;
-        self.paths.push(NamedPath {
-            segments: self.resolve(segments),
-            line,
-        });
+        self.paths.push(NamedPath { segments: self.resolve(segments), line });
     }
 
     fn resolve(&self, segments: &[String]) -> Vec<String> {
@@ -205,12 +195,7 @@ impl Walk<'_> {
             rest = &rest[1..];
         }
         let crate_root = ["crate".to_owned()];
-        crate_root
-            .iter()
-            .chain(&base)
-            .chain(rest)
-            .cloned()
-            .collect()
+        crate_root.iter().chain(&base).chain(rest).cloned().collect()
     }
 }
 
@@ -231,10 +216,7 @@ mod tests {
     fn use_trees_are_opened() {
         let text = "use std::{fs::{self, File}, io as i};\npub use ::tokio::*;\nuse libc;";
         let found = paths("src/a.rs", text);
-        assert_eq!(
-            found,
-            ["std::fs::self", "std::fs::File", "std::io", "tokio", "libc"]
-        );
+        assert_eq!(found, ["std::fs::self", "std::fs::File", "std::io", "tokio", "libc"]);
     }
 
     #[test]
@@ -250,22 +232,14 @@ mod tests {
         let text = "use super::log::Log;\nuse self::a::B;\n\
             mod tests { use super::super::c; }\nuse quipu::d;";
         let found = paths("src/storage/entry.rs", text);
-        let wanted = [
-            "storage::log::Log",
-            "storage::entry::a::B",
-            "storage::c",
-            "d",
-        ];
+        let wanted = ["storage::log::Log", "storage::entry::a::B", "storage::c", "d"];
         assert_eq!(found, wanted.map(|path| format!("crate::{path}")));
     }
 
     #[test]
     fn own_modules_are_not_taken_for_crates() {
         assert!(paths("src/lib.rs", "pub mod raft;\nuse raft::Node;").is_empty());
-        assert_eq!(
-            paths("src/a.rs", "use crate::raft; fn f() { raft::g() }"),
-            ["crate::raft"]
-        );
+        assert_eq!(paths("src/a.rs", "use crate::raft; fn f() { raft::g() }"), ["crate::raft"]);
         assert_eq!(paths("src/a.rs", "fn f() { raft::g() }"), ["raft::g"]);
     }
 }

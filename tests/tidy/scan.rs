@@ -94,18 +94,12 @@ impl Scanner {
     /// Moves on and counts the lines passed; stops at the end of the text.
     fn skip(&mut self, count: usize) {
         let end = (self.at + count).min(self.chars.len());
-        self.line += self.chars[self.at..end]
-            .iter()
-            .filter(|c| **c == '\n')
-            .count();
+        self.line += self.chars[self.at..end].iter().filter(|c| **c == '\n').count();
         self.at = end;
     }
 
     fn take_while(&mut self, wanted: impl Fn(char) -> bool) -> String {
-        let length = self.chars[self.at..]
-            .iter()
-            .take_while(|c| wanted(**c))
-            .count();
+        let length = self.chars[self.at..].iter().take_while(|c| wanted(**c)).count();
         let taken = self.chars[self.at..self.at + length].iter().collect();
         self.skip(length);
         taken
@@ -117,11 +111,7 @@ impl Scanner {
 
     fn push_comment(&mut self, start: usize, line: usize) {
         let text = self.chars[start..self.at].iter().collect();
-        self.comments.push(Comment {
-            text,
-            line,
-            last_line: self.line,
-        });
+        self.comments.push(Comment { text, line, last_line: self.line });
     }
 
     fn line_comment(&mut self) {
@@ -236,11 +226,7 @@ mod tests {
 
     fn words(text: &str) -> Vec<String> {
         let (tokens, _) = scan(text);
-        tokens
-            .into_iter()
-            .filter(Token::is_word)
-            .map(|token| token.text)
-            .collect()
+        tokens.into_iter().filter(Token::is_word).map(|token| token.text).collect()
     }
 
     #[test]
@@ -252,10 +238,7 @@ mod tests {
 
     #[test]
     fn lifetimes_are_not_characters() {
-        assert_eq!(
-            words("fn f<'a>(x: &'a str) -> &'static str { 'l: loop {} }").len(),
-            6
-        );
+        assert_eq!(words("fn f<'a>(x: &'a str) -> &'static str { 'l: loop {} }").len(), 6);
     }
 
     #[test]
@@ -269,20 +252,13 @@ mod tests {
     #[test]
     fn lines_are_counted_through_literals() {
         let (tokens, _) = scan("a\n\"\n\n\" b\nr#\"\n\"# c");
-        let lines: Vec<usize> = tokens
-            .iter()
-            .filter(|t| t.is_word())
-            .map(|t| t.line)
-            .collect();
+        let lines: Vec<usize> = tokens.iter().filter(|t| t.is_word()).map(|t| t.line).collect();
         assert_eq!(lines, [1, 4, 6]);
     }
 
     #[test]
     fn ranges_and_raw_identifiers_are_understood() {
-        assert_eq!(
-            words("r#type = 0..end; 1.5e3.max(2)"),
-            ["type", "end", "max"]
-        );
+        assert_eq!(words("r#type = 0..end; 1.5e3.max(2)"), ["type", "end", "max"]);
     }
 
     #[test]

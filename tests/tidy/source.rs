@@ -11,9 +11,8 @@ use crate::scan::{Comment, Token, scan};
 const VALUE_ITEMS: [&str; 4] = ["use", "let", "const", "static"];
 
 /// Items that end with their braces or a semicolon; what is neither ends with a comma, too.
-const ITEMS: [&str; 11] = [
-    "fn", "impl", "struct", "enum", "union", "trait", "mod", "type", "unsafe", "async", "extern",
-];
+const ITEMS: [&str; 11] =
+    ["fn", "impl", "struct", "enum", "union", "trait", "mod", "type", "unsafe", "async", "extern"];
 
 /// A place where a rule is broken.
 #[derive(Debug)]
@@ -54,13 +53,7 @@ impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let (tokens, comments) = scan(text);
         let test_lines = find_test_lines(&tokens);
-        Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
-            tokens,
-            comments,
-            test_lines,
-        }
+        Source { path: path.to_owned(), text: text.to_owned(), tokens, comments, test_lines }
     }
 
     /// Whether the file belongs to the crate itself.
@@ -81,9 +74,7 @@ impl Source {
 
     /// The lines of the file that are not test code.
     pub(crate) fn production_lines(&self) -> usize {
-        (1..=self.text.lines().count())
-            .filter(|line| !self.is_test_line(*line))
-            .count()
+        (1..=self.text.lines().count()).filter(|line| !self.is_test_line(*line)).count()
     }
 
     /// The module path inside the crate: `storage`, `fs` for `src/storage/fs/mod.rs`. The crate's
@@ -100,10 +91,7 @@ impl Source {
     /// Whether the file's module is the given one (`storage::fs`) or lies inside it.
     pub(crate) fn is_within(&self, module: &str) -> bool {
         let own = self.module().join("::");
-        own == module
-            || own
-                .strip_prefix(module)
-                .is_some_and(|rest| rest.starts_with("::"))
+        own == module || own.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
     }
 
     /// The functions with a body, nested ones included.
@@ -118,11 +106,7 @@ impl Source {
         let has_body = self.tokens[end].is("}");
         let line = self.tokens[at].line;
         let lines = self.tokens[end].line - line + 1;
-        has_body.then(|| Function {
-            name: name.text.clone(),
-            line,
-            lines,
-        })
+        has_body.then(|| Function { name: name.text.clone(), line, lines })
     }
 
     /// Whether the tokens from `at` on read as the given words and marks.
@@ -132,11 +116,7 @@ impl Source {
 
     /// A breach of a rule in this file.
     pub(crate) fn breach(&self, line: usize, message: impl Into<String>) -> Breach {
-        Breach {
-            path: self.path.clone(),
-            line,
-            message: message.into(),
-        }
+        Breach { path: self.path.clone(), line, message: message.into() }
     }
 
     /// The breaches at all tokens for which `find` has a message.
@@ -145,9 +125,7 @@ impl Source {
         find: impl Fn(usize, &Token) -> Option<String>,
     ) -> Vec<Breach> {
         let found = self.tokens.iter().enumerate();
-        found
-            .filter_map(|(at, token)| Some(self.breach(token.line, find(at, token)?)))
-            .collect()
+        found.filter_map(|(at, token)| Some(self.breach(token.line, find(at, token)?))).collect()
     }
 }
 
@@ -163,10 +141,7 @@ pub(crate) fn read_project() -> Vec<Source> {
     }
     paths.sort();
     let read = |path: &String| fs::read_to_string(root.join(path)).expect("a readable source file");
-    paths
-        .iter()
-        .map(|path| Source::new(path, &read(path)))
-        .collect()
+    paths.iter().map(|path| Source::new(path, &read(path))).collect()
 }
 
 fn collect_rust_files(root: &Path, folder: &str, paths: &mut Vec<String>) {
@@ -175,10 +150,7 @@ fn collect_rust_files(root: &Path, folder: &str, paths: &mut Vec<String>) {
     };
     for entry in entries {
         let entry = entry.expect("a readable folder");
-        let name = entry
-            .file_name()
-            .into_string()
-            .expect("a file name in UTF-8");
+        let name = entry.file_name().into_string().expect("a file name in UTF-8");
         let path = format!("{folder}/{name}");
         let is_folder = entry.file_type().expect("a file type").is_dir();
         if is_folder && name != "target" {
@@ -202,9 +174,7 @@ fn find_test_lines(tokens: &[Token]) -> Vec<RangeInclusive<usize>> {
         reads(tokens, *at, &["#", "[", "cfg", "(", "test", ")"])
             || reads(tokens, *at, &["#", "[", "cfg", "(", "all", "(", "test"])
     });
-    starts
-        .map(|at| tokens[at].line..=tokens[attributed_item_end(tokens, at)].line)
-        .collect()
+    starts.map(|at| tokens[at].line..=tokens[attributed_item_end(tokens, at)].line).collect()
 }
 
 /// The last token of the item whose first attribute begins at `at`.
@@ -244,10 +214,7 @@ fn item_end(tokens: &[Token], at: usize) -> usize {
 
 /// Passes a visibility: the first token that says what the item is.
 fn first_keyword(tokens: &[Token], at: usize) -> usize {
-    match (
-        reads(tokens, at, &["pub", "("]),
-        reads(tokens, at, &["pub"]),
-    ) {
+    match (reads(tokens, at, &["pub", "("]), reads(tokens, at, &["pub"])) {
         (true, _) => group_end(tokens, at + 1) + 1,
         (false, true) => at + 1,
         (false, false) => at,
@@ -276,9 +243,7 @@ mod tests {
 
     fn test_lines(text: &str) -> Vec<usize> {
         let source = Source::new("src/a.rs", text);
-        (1..=text.lines().count())
-            .filter(|line| source.is_test_line(*line))
-            .collect()
+        (1..=text.lines().count()).filter(|line| source.is_test_line(*line)).collect()
     }
 
     #[test]
@@ -286,31 +251,17 @@ mod tests {
         let text = "fn a() {}\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n fn b() {}\n}\nfn c() {}";
         assert_eq!(test_lines(text), [2, 3, 4, 5, 6]);
         assert_eq!(test_lines("#[cfg(test)]\nmod tests;\nfn a() {}"), [1, 2]);
-        assert_eq!(
-            test_lines("#[cfg(test)]\nuse a::{b,\n c};\nfn d() {}"),
-            [1, 2, 3]
-        );
-        assert_eq!(
-            test_lines("struct S {\n#[cfg(test)]\na: u8,\nb: u8,\n}"),
-            [2, 3]
-        );
+        assert_eq!(test_lines("#[cfg(test)]\nuse a::{b,\n c};\nfn d() {}"), [1, 2, 3]);
+        assert_eq!(test_lines("struct S {\n#[cfg(test)]\na: u8,\nb: u8,\n}"), [2, 3]);
         assert_eq!(test_lines("enum E {\n#[cfg(test)]\nA,\nB,\n}"), [2, 3]);
-        assert_eq!(
-            test_lines("#[cfg(test)]\npub(crate) fn a<B, C>() {\n}\nfn d() {}"),
-            [1, 2, 3]
-        );
+        assert_eq!(test_lines("#[cfg(test)]\npub(crate) fn a<B, C>() {\n}\nfn d() {}"), [1, 2, 3]);
         assert_eq!(test_lines("#![cfg(test)]\nfn a() {}"), [1, 2]);
         assert!(test_lines("#[cfg(not(test))]\nfn a() {}").is_empty());
     }
 
     #[test]
     fn test_files_are_known_by_name_and_place() {
-        for path in [
-            "src/a/tests.rs",
-            "src/a/tests/b.rs",
-            "tests/c.rs",
-            "benches/d.rs",
-        ] {
+        for path in ["src/a/tests.rs", "src/a/tests/b.rs", "tests/c.rs", "benches/d.rs"] {
             assert!(Source::new(path, "").is_test_file(), "{path}");
         }
         for path in ["src/contests.rs", "src/lib.rs", "build.rs"] {

@@ -8,9 +8,8 @@ const UNFINISHED_MACROS: [&str; 3] = ["todo", "unimplemented", "dbg"];
 const UNFINISHED_TAGS: [&str; 3] = ["TODO", "FIXME", "XXX"];
 const UNFINISHED_PHRASE: &str = "for now";
 
-const VAGUE_WORDS: [&str; 8] = [
-    "manager", "helper", "helpers", "util", "utils", "common", "misc", "impl2",
-];
+const VAGUE_WORDS: [&str; 8] =
+    ["manager", "helper", "helpers", "util", "utils", "common", "misc", "impl2"];
 const NAMING_WORDS: [&str; 6] = ["mod", "struct", "enum", "trait", "union", "type"];
 /// What may stand before "epoch"; the last is the clock's.
 const EPOCH_OWNERS: [&str; 3] = ["leader", "producer", "unix"];
@@ -44,9 +43,7 @@ pub(crate) fn unfinished_comments(source: &Source) -> Vec<Breach> {
     let lines = source.comments.iter().flat_map(comment_lines);
     let find = |(line, text): (usize, &str)| {
         let words = || text.split(|c: char| !c.is_alphanumeric());
-        let tag = UNFINISHED_TAGS
-            .into_iter()
-            .find(|tag| words().any(|word| word == *tag));
+        let tag = UNFINISHED_TAGS.into_iter().find(|tag| words().any(|word| word == *tag));
         let normal = format!(" {} ", words().collect::<Vec<_>>().join(" ").to_lowercase());
         let has_phrase = normal.contains(&format!(" {UNFINISHED_PHRASE} "));
         let said = tag.or(has_phrase.then_some(UNFINISHED_PHRASE))?;
@@ -72,9 +69,7 @@ pub(crate) fn vague_names(source: &Source) -> Vec<Breach> {
 
 fn vague_word(name: &str) -> Option<String> {
     let words = split_words(name);
-    let vague = VAGUE_WORDS
-        .into_iter()
-        .find(|vague| words.iter().any(|word| word == vague))?;
+    let vague = VAGUE_WORDS.into_iter().find(|vague| words.iter().any(|word| word == vague))?;
     Some(format!("\"{vague}\" in the name `{name}` says nothing"))
 }
 
@@ -179,10 +174,7 @@ fn safety_ends(source: &Source) -> impl Iterator<Item = usize> {
     let comments = &source.comments;
     let tagged = (0..comments.len()).filter(|at| comments[*at].text.contains(SAFETY_TAG));
     tagged.map(|mut at| {
-        while comments
-            .get(at + 1)
-            .is_some_and(|next| next.line == comments[at].last_line + 1)
-        {
+        while comments.get(at + 1).is_some_and(|next| next.line == comments[at].last_line + 1) {
             at += 1;
         }
         comments[at].last_line
@@ -202,15 +194,9 @@ pub(crate) fn ignored_tests(source: &Source) -> Vec<Breach> {
 
 pub(crate) fn module_docs(source: &Source) -> Vec<Breach> {
     let first = source.text.lines().next().unwrap_or_default();
-    let is_documented = first
-        .strip_prefix("//!")
-        .is_some_and(|doc| !doc.trim().is_empty());
+    let is_documented = first.strip_prefix("//!").is_some_and(|doc| !doc.trim().is_empty());
     let breach = || source.breach(1, "a file begins with a `//!` that says what it owns");
-    if is_documented {
-        Vec::new()
-    } else {
-        vec![breach()]
-    }
+    if is_documented { Vec::new() } else { vec![breach()] }
 }
 
 #[cfg(test)]
@@ -218,10 +204,7 @@ mod tests {
     use super::*;
 
     fn lines(rule: impl Fn(&Source) -> Vec<Breach>, path: &str, text: &str) -> Vec<usize> {
-        rule(&Source::new(path, text))
-            .iter()
-            .map(|breach| breach.line)
-            .collect()
+        rule(&Source::new(path, text)).iter().map(|breach| breach.line).collect()
     }
 
     fn count(rule: impl Fn(&Source) -> Vec<Breach>, text: &str) -> usize {
@@ -239,14 +222,8 @@ mod tests {
 
     #[test]
     fn unfinished_code_is_found_in_tests_too() {
-        assert_eq!(
-            count(unfinished_code, "fn a() { todo!() }\nfn b() { dbg!(c) }"),
-            2
-        );
-        assert_eq!(
-            lines(unfinished_code, "tests/a.rs", "fn a() { unimplemented!() }"),
-            [1]
-        );
+        assert_eq!(count(unfinished_code, "fn a() { todo!() }\nfn b() { dbg!(c) }"), 2);
+        assert_eq!(lines(unfinished_code, "tests/a.rs", "fn a() { unimplemented!() }"), [1]);
         assert_eq!(count(unfinished_code, "fn todo() {} // todo!()"), 0);
     }
 
@@ -254,41 +231,20 @@ mod tests {
     fn unfinished_comments_are_found_by_their_tags() {
         let text = "// a\n/* b\n FIXME */\n/// TODO: c\n// XXX\n//! Enough for now.";
         assert_eq!(lines(unfinished_comments, "src/a.rs", text), [3, 4, 5, 6]);
-        assert_eq!(
-            count(
-                unfinished_comments,
-                "// for nowhere, TODOS\nlet a = \"TODO\";"
-            ),
-            0
-        );
+        assert_eq!(count(unfinished_comments, "// for nowhere, TODOS\nlet a = \"TODO\";"), 0);
     }
 
     #[test]
     fn vague_names_are_found_in_files_modules_and_types() {
         assert_eq!(lines(vague_names, "src/storage/utils.rs", ""), [1]);
         assert_eq!(lines(vague_names, "tests/common/mod.rs", ""), [1]);
-        assert_eq!(
-            count(
-                vague_names,
-                "mod misc;\nstruct LogManager;\ntype Impl2 = A;"
-            ),
-            3
-        );
-        assert_eq!(
-            count(
-                vague_names,
-                "struct Utilization;\nfn common() {}\nenum Community {}"
-            ),
-            0
-        );
+        assert_eq!(count(vague_names, "mod misc;\nstruct LogManager;\ntype Impl2 = A;"), 3);
+        assert_eq!(count(vague_names, "struct Utilization;\nfn common() {}\nenum Community {}"), 0);
     }
 
     #[test]
     fn an_epoch_says_whose_it_is() {
-        assert_eq!(
-            count(bare_epoch, "let epoch = old_epoch;\nstruct Epoch;"),
-            3
-        );
+        assert_eq!(count(bare_epoch, "let epoch = old_epoch;\nstruct Epoch;"), 3);
         let fine = "let leader_epoch = next_producer_epoch; UNIX_EPOCH; LeaderEpochs; // epoch";
         assert_eq!(count(bare_epoch, fine), 0);
         assert!(lines(bare_epoch, "tests/a.rs", "let epoch = 1;").is_empty());
@@ -330,24 +286,15 @@ mod tests {
         assert!(lines(unsafe_code, UNSAFE_FILE, argued).is_empty());
         let too_far = "// SAFETY: yes.\n\n\n\n\n\nunsafe { a() }";
         assert_eq!(lines(unsafe_code, UNSAFE_FILE, too_far), [7]);
-        assert_eq!(
-            lines(unsafe_code, UNSAFE_FILE, "unsafe { a() } // SAFETY: late\n"),
-            [1]
-        );
+        assert_eq!(lines(unsafe_code, UNSAFE_FILE, "unsafe { a() } // SAFETY: late\n"), [1]);
         assert_eq!(count(unsafe_code, "#[allow(unsafe_code)] // unsafe"), 0);
     }
 
     #[test]
     fn ignored_tests_give_their_reason() {
         assert_eq!(count(ignored_tests, "#[ignore]\nfn a() {}"), 1);
-        assert_eq!(
-            count(ignored_tests, "#[cfg_attr(miri, ignore)]\nfn a() {}"),
-            1
-        );
-        assert_eq!(
-            count(ignored_tests, "#[ignore = \"needs a disk\"]\nfn a() {}"),
-            0
-        );
+        assert_eq!(count(ignored_tests, "#[cfg_attr(miri, ignore)]\nfn a() {}"), 1);
+        assert_eq!(count(ignored_tests, "#[ignore = \"needs a disk\"]\nfn a() {}"), 0);
     }
 
     #[test]

@@ -6,9 +6,7 @@ use crate::proto::client;
 
 pub(super) fn refused_by(payload: &[u8], limits: &Limits) -> Error {
     let mut scratch = Scratch::default();
-    verify(payload, None, limits, &mut scratch)
-        .map(|batch| batch.summary())
-        .unwrap_err()
+    verify(payload, None, limits, &mut scratch).map(|batch| batch.summary()).unwrap_err()
 }
 
 pub(super) fn refused(payload: &[u8]) -> Error {
@@ -29,10 +27,7 @@ fn a_batch_without_records_is_refused() {
 fn a_length_past_the_end_is_refused_at_every_level() {
     assert_eq!(refused(b"\x12\x05\x0a\x01k"), corrupt(1, Fault::PastEnd));
     assert_eq!(refused(b"\x12\x03\x0a\x02k"), corrupt(3, Fault::PastEnd));
-    assert_eq!(
-        refused(b"\x12\x05\x1a\x03\x0a\x02k"),
-        corrupt(5, Fault::PastEnd)
-    );
+    assert_eq!(refused(b"\x12\x05\x1a\x03\x0a\x02k"), corrupt(5, Fault::PastEnd));
 }
 
 #[test]
@@ -43,14 +38,8 @@ fn a_field_that_ends_in_its_parents_sibling_is_refused() {
 
 #[test]
 fn huge_declared_lengths_are_refused() {
-    for length in [
-        &b"\xff\xff\xff\xff\x0f"[..],
-        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-    ] {
-        assert_eq!(
-            refused(&[b"\x12", length].concat()),
-            corrupt(1, Fault::PastEnd)
-        );
+    for length in [&b"\xff\xff\xff\xff\x0f"[..], b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"] {
+        assert_eq!(refused(&[b"\x12", length].concat()), corrupt(1, Fault::PastEnd));
         let key = [b"\x12\x0b\x0a", length, b"0123456789"].concat();
         assert_eq!(refused(&key), corrupt(3, Fault::PastEnd));
     }
@@ -87,100 +76,40 @@ fn a_varint_above_64_bits_is_refused() {
 fn the_field_zero_is_refused() {
     assert_eq!(refused(b"\x00\x00"), corrupt(0, Fault::FieldKey));
     assert_eq!(refused(b"\x12\x02\x02\x00"), corrupt(2, Fault::FieldKey));
-    assert_eq!(
-        refused(b"\x12\x04\x1a\x02\x02\x00"),
-        corrupt(4, Fault::FieldKey)
-    );
+    assert_eq!(refused(b"\x12\x04\x1a\x02\x02\x00"), corrupt(4, Fault::FieldKey));
 }
 
 #[test]
 fn a_field_key_above_32_bits_is_refused() {
-    assert_eq!(
-        refused(b"\x82\x80\x80\x80\x10\x00"),
-        corrupt(0, Fault::FieldKey)
-    );
+    assert_eq!(refused(b"\x82\x80\x80\x80\x10\x00"), corrupt(0, Fault::FieldKey));
 }
 
 #[test]
 fn groups_are_refused() {
     for (start, wire_type) in [(b"\xa3\x06", 3), (b"\xa4\x06", 4)] {
-        let fault = Fault::WireType {
-            field: 100,
-            wire_type,
-        };
-        assert_eq!(
-            refused(&[start, &b"\xa4\x06"[..]].concat()),
-            corrupt(0, fault)
-        );
+        let fault = Fault::WireType { field: 100, wire_type };
+        assert_eq!(refused(&[start, &b"\xa4\x06"[..]].concat()), corrupt(0, fault));
     }
     // A group in the place of a record.
-    assert_eq!(
-        refused(b"\x13\x14"),
-        corrupt(
-            0,
-            Fault::WireType {
-                field: 2,
-                wire_type: 3
-            }
-        )
-    );
+    assert_eq!(refused(b"\x13\x14"), corrupt(0, Fault::WireType { field: 2, wire_type: 3 }));
 }
 
 #[test]
 fn wire_types_that_do_not_exist_are_refused() {
-    assert_eq!(
-        refused(b"\xa6\x06"),
-        corrupt(
-            0,
-            Fault::WireType {
-                field: 100,
-                wire_type: 6
-            }
-        )
-    );
-    assert_eq!(
-        refused(b"\xa7\x06"),
-        corrupt(
-            0,
-            Fault::WireType {
-                field: 100,
-                wire_type: 7
-            }
-        )
-    );
+    assert_eq!(refused(b"\xa6\x06"), corrupt(0, Fault::WireType { field: 100, wire_type: 6 }));
+    assert_eq!(refused(b"\xa7\x06"), corrupt(0, Fault::WireType { field: 100, wire_type: 7 }));
 }
 
 #[test]
 fn a_known_field_of_another_type_is_refused_at_every_level() {
-    assert_eq!(
-        refused(b"\x10\x00"),
-        corrupt(
-            0,
-            Fault::FieldType {
-                field: 2,
-                wire_type: 0
-            }
-        )
-    );
+    assert_eq!(refused(b"\x10\x00"), corrupt(0, Fault::FieldType { field: 2, wire_type: 0 }));
     assert_eq!(
         refused(b"\x12\x02\x22\x00"),
-        corrupt(
-            2,
-            Fault::FieldType {
-                field: 4,
-                wire_type: 2
-            }
-        )
+        corrupt(2, Fault::FieldType { field: 4, wire_type: 2 })
     );
     assert_eq!(
         refused(b"\x12\x04\x1a\x02\x08\x00"),
-        corrupt(
-            4,
-            Fault::FieldType {
-                field: 1,
-                wire_type: 0
-            }
-        )
+        corrupt(4, Fault::FieldType { field: 1, wire_type: 0 })
     );
 }
 
@@ -193,18 +122,9 @@ fn an_unknown_field_past_the_end_is_refused() {
 
 #[test]
 fn a_repeated_field_is_refused_at_every_level() {
-    assert_eq!(
-        refused(b"\x08\x00\x08\x00"),
-        corrupt(2, Fault::Repeated { field: 1 })
-    );
-    assert_eq!(
-        refused(b"\x12\x04\x0a\x00\x0a\x00"),
-        corrupt(4, Fault::Repeated { field: 1 })
-    );
-    assert_eq!(
-        refused(b"\x12\x04\x20\x01\x20\x01"),
-        corrupt(4, Fault::Repeated { field: 4 })
-    );
+    assert_eq!(refused(b"\x08\x00\x08\x00"), corrupt(2, Fault::Repeated { field: 1 }));
+    assert_eq!(refused(b"\x12\x04\x0a\x00\x0a\x00"), corrupt(4, Fault::Repeated { field: 1 }));
+    assert_eq!(refused(b"\x12\x04\x20\x01\x20\x01"), corrupt(4, Fault::Repeated { field: 4 }));
     assert_eq!(
         refused(b"\x12\x06\x1a\x04\x12\x00\x12\x00"),
         corrupt(6, Fault::Repeated { field: 2 })
@@ -213,74 +133,33 @@ fn a_repeated_field_is_refused_at_every_level() {
 
 #[test]
 fn a_header_name_that_is_not_utf8_is_refused() {
-    assert_eq!(
-        refused(b"\x12\x05\x1a\x03\x0a\x01\xff"),
-        corrupt(4, Fault::HeaderName)
-    );
+    assert_eq!(refused(b"\x12\x05\x1a\x03\x0a\x01\xff"), corrupt(4, Fault::HeaderName));
 }
 
 #[test]
 fn a_batch_over_its_limits_is_refused() {
-    let limits = Limits {
-        batch_bytes_max: 10,
-        ..Limits::default()
-    };
-    let error = Error::BatchTooLarge {
-        measure: Measure::Bytes,
-        found: 40,
-        max: 10,
-    };
+    let limits = Limits { batch_bytes_max: 10, ..Limits::default() };
+    let error = Error::BatchTooLarge { measure: Measure::Bytes, found: 40, max: 10 };
     assert_eq!(refused_by(GOLDEN, &limits), error);
-    let limits = Limits {
-        records_max: 2,
-        ..Limits::default()
-    };
-    let error = Error::BatchTooLarge {
-        measure: Measure::Records,
-        found: 3,
-        max: 2,
-    };
+    let limits = Limits { records_max: 2, ..Limits::default() };
+    let error = Error::BatchTooLarge { measure: Measure::Records, found: 3, max: 2 };
     assert_eq!(refused_by(GOLDEN, &limits), error);
-    let claim = client::RecordBatch {
-        record_count: u32::MAX,
-        ..Default::default()
-    };
+    let claim = client::RecordBatch { record_count: u32::MAX, ..Default::default() };
     let found = u64::from(u32::MAX);
-    let error = Error::BatchTooLarge {
-        measure: Measure::Records,
-        found,
-        max: 1 << 17,
-    };
+    let error = Error::BatchTooLarge { measure: Measure::Records, found, max: 1 << 17 };
     assert_eq!(refused(&codec_lies::lz4(claim, GOLDEN)), error);
 }
 
 #[test]
 fn a_record_over_its_limits_is_refused_with_its_ordinal() {
     let batch = [b"\x12\x00", GOLDEN].concat();
-    let refusal = |measure, found, max| Error::RecordTooLarge {
-        ordinal: 1,
-        measure,
-        found,
-        max,
-    };
-    let limits = Limits {
-        record_bytes_max: 29,
-        ..Limits::default()
-    };
+    let refusal = |measure, found, max| Error::RecordTooLarge { ordinal: 1, measure, found, max };
+    let limits = Limits { record_bytes_max: 29, ..Limits::default() };
     assert_eq!(refused_by(&batch, &limits), refusal(Measure::Bytes, 30, 29));
-    let limits = Limits {
-        headers_max: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { headers_max: 1, ..Limits::default() };
     assert_eq!(refused_by(&batch, &limits), refusal(Measure::Headers, 2, 1));
-    let limits = Limits {
-        header_name_bytes_max: 0,
-        ..Limits::default()
-    };
-    assert_eq!(
-        refused_by(&batch, &limits),
-        refusal(Measure::HeaderNameBytes, 1, 0)
-    );
+    let limits = Limits { header_name_bytes_max: 0, ..Limits::default() };
+    assert_eq!(refused_by(&batch, &limits), refusal(Measure::HeaderNameBytes, 1, 0));
 }
 
 #[test]

@@ -33,9 +33,7 @@ impl FileMap {
         let len = usize::try_from(reserve).map_err(io::Error::other)?;
         // SAFETY: see the module docs: bytes that a slice covers are neither rewritten nor cut off.
         let map = unsafe { MmapOptions::new().len(len).map(file)? };
-        Ok(Self {
-            whole: Bytes::from_owner(Owner(map)),
-        })
+        Ok(Self { whole: Bytes::from_owner(Owner(map)) })
     }
 
     /// The page-aligned start address and length that cover a range.
@@ -83,11 +81,7 @@ impl Map for FileMap {
         // SAFETY: the range is page-aligned and inside the mapping, as above; this advice reads
         // pages in and changes nothing.
         let failed = unsafe { libc::madvise(address, len, libc::MADV_POPULATE_READ) } != 0;
-        if failed {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn is_borrowed(&self) -> bool {

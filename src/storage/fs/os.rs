@@ -34,10 +34,7 @@ impl OsFs {
 
 impl Fs for OsFs {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
@@ -45,10 +42,7 @@ impl Fs for OsFs {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            names.push(DirEntry {
-                name,
-                is_dir: entry.file_type()?.is_dir(),
-            });
+            names.push(DirEntry { name, is_dir: entry.file_type()?.is_dir() });
         }
         names.sort_unstable();
         Ok(names)
@@ -56,13 +50,8 @@ impl Fs for OsFs {
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = fs::OpenOptions::new();
-        options
-            .read(true)
-            .write(mode != OpenMode::Read)
-            .create_new(mode == OpenMode::Create);
-        options
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
+        options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
         Ok(Arc::new(OsFile(options.open(path)?)))
     }
 
@@ -97,15 +86,8 @@ impl Fs for OsFs {
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let mut options = fs::OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        let file = options
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(path)?;
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Box::new(OsLock(file)))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -122,9 +104,7 @@ impl Fs for OsFs {
         let read = fs::File::open("/proc/sys/kernel/random/boot_id")
             .and_then(|mut file| file.read_to_string(&mut text));
         // Without a boot id every restart counts as a machine crash, the careful case.
-        let id = read
-            .ok()
-            .and_then(|_| uuid::Uuid::try_parse(text.trim()).ok());
+        let id = read.ok().and_then(|_| uuid::Uuid::try_parse(text.trim()).ok());
         id.map_or_else(random, |id| *id.as_bytes())
     }
 }
@@ -193,12 +173,7 @@ impl File for OsFile {
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(
-            &self.0,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            bytes,
-        )?)
+        Ok(rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes)?)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -128,9 +128,7 @@ impl SimFs {
     /// The bytes of a file as the medium holds them; `None` if its name is not durable.
     pub fn durable_bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let disk = self.lock_disk();
-        disk.durable
-            .get(path)
-            .map(|id| disk.files[*id].durable.clone())
+        disk.durable.get(path).map(|id| disk.files[*id].durable.clone())
     }
 
     /// Names of all files as processes see them, sorted.
@@ -143,20 +141,14 @@ impl SimFs {
         let disk = self.lock_disk();
         let mut pending = Vec::new();
         for file in &disk.files {
-            let sector = |sector: &u64| Pending::Sector {
-                path: file.path.clone(),
-                sector: *sector,
-            };
+            let sector =
+                |sector: &u64| Pending::Sector { path: file.path.clone(), sector: *sector };
             pending.extend(file.dirty.iter().map(sector));
             if file.seen.len() > file.durable.len() {
                 pending.push(Pending::Length(file.path.clone()));
             }
         }
-        pending.extend(
-            disk.name_changes
-                .iter()
-                .map(|change| Pending::Name(change.path.clone())),
-        );
+        pending.extend(disk.name_changes.iter().map(|change| Pending::Name(change.path.clone())));
         pending
     }
 
@@ -198,9 +190,7 @@ impl SimFs {
             faults: Faults::default(),
             trace: None,
         };
-        Self {
-            disk: Arc::new(Mutex::new(copy)),
-        }
+        Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
     /// Starts to record what is done.
@@ -210,10 +200,7 @@ impl SimFs {
 
     /// What was done since tracing started or this was last called, one line an operation.
     pub fn take_trace(&self) -> Vec<String> {
-        self.lock_disk()
-            .trace
-            .replace(Vec::new())
-            .unwrap_or_default()
+        self.lock_disk().trace.replace(Vec::new()).unwrap_or_default()
     }
 
     fn lock_disk(&self) -> MutexGuard<'_, Disk> {
@@ -223,10 +210,7 @@ impl SimFs {
 
 impl Disk {
     fn file_mut(&mut self, path: &Path) -> &mut Inode {
-        let id = *self
-            .seen
-            .get(path)
-            .unwrap_or_else(|| panic!("no file {}", path.display()));
+        let id = *self.seen.get(path).unwrap_or_else(|| panic!("no file {}", path.display()));
         &mut self.files[id]
     }
 
@@ -248,18 +232,13 @@ impl Disk {
 
     fn used(&self) -> u64 {
         let ids: BTreeSet<usize> = self.seen.values().copied().collect();
-        ids.into_iter()
-            .map(|id| self.files[id].seen.len() as u64)
-            .sum()
+        ids.into_iter().map(|id| self.files[id].seen.len() as u64).sum()
     }
 
     /// Room to make file `id` `len` bytes long.
     fn has_room(&self, id: usize, len: u64) -> bool {
         let growth = len.saturating_sub(self.files[id].seen.len() as u64);
-        growth == 0
-            || self
-                .capacity
-                .is_none_or(|capacity| self.used() + growth <= capacity)
+        growth == 0 || self.capacity.is_none_or(|capacity| self.used() + growth <= capacity)
     }
 
     fn write(&mut self, id: usize, bytes: &[u8], position: u64) -> io::Result<()> {
@@ -325,17 +304,13 @@ impl Inode {
             self.seen.resize(end, 0);
         }
         self.seen[start..end].copy_from_slice(bytes);
-        self.dirty
-            .extend((start / SECTOR_BYTES) as u64..=((end - 1) / SECTOR_BYTES) as u64);
+        self.dirty.extend((start / SECTOR_BYTES) as u64..=((end - 1) / SECTOR_BYTES) as u64);
     }
 
     /// Lets the sectors that `keep` chooses reach the medium and drops the rest.
     fn cut(&mut self, keep: &mut impl FnMut(&Pending) -> bool) {
         for sector in std::mem::take(&mut self.dirty) {
-            if !keep(&Pending::Sector {
-                path: self.path.clone(),
-                sector,
-            }) {
+            if !keep(&Pending::Sector { path: self.path.clone(), sector }) {
                 continue;
             }
             let start = sector as usize * SECTOR_BYTES;
@@ -378,18 +353,10 @@ impl Fs for SimFs {
             let name = path.file_name()?.to_str()?.to_owned();
             (path.parent() == Some(dir)).then_some(name)
         };
-        let files = disk
-            .seen
-            .keys()
-            .filter_map(|path| name_in(path).map(|name| (name, false)));
-        let dirs = disk
-            .dirs
-            .iter()
-            .filter_map(|path| name_in(path).map(|name| (name, true)));
-        let mut names: Vec<_> = files
-            .chain(dirs)
-            .map(|(name, is_dir)| DirEntry { name, is_dir })
-            .collect();
+        let files = disk.seen.keys().filter_map(|path| name_in(path).map(|name| (name, false)));
+        let dirs = disk.dirs.iter().filter_map(|path| name_in(path).map(|name| (name, true)));
+        let mut names: Vec<_> =
+            files.chain(dirs).map(|(name, is_dir)| DirEntry { name, is_dir }).collect();
         names.sort_unstable();
         Ok(names)
     }
@@ -401,26 +368,16 @@ impl Fs for SimFs {
             (Some(id), _) => id,
             (None, OpenMode::Create) => {
                 let id = disk.files.len();
-                disk.files.push(Inode {
-                    path: path.to_path_buf(),
-                    ..Inode::default()
-                });
+                disk.files.push(Inode { path: path.to_path_buf(), ..Inode::default() });
                 disk.seen.insert(path.to_path_buf(), id);
-                let change = NameChange {
-                    path: path.to_path_buf(),
-                    file: Some(id),
-                    from: None,
-                };
+                let change = NameChange { path: path.to_path_buf(), file: Some(id), from: None };
                 disk.name_changes.push(change);
                 disk.note(|| format!("create {}", path.display()));
                 id
             }
             (None, _) => return Err(io::ErrorKind::NotFound.into()),
         };
-        Ok(Arc::new(SimFile {
-            disk: self.disk.clone(),
-            id,
-        }))
+        Ok(Arc::new(SimFile { disk: self.disk.clone(), id }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -445,11 +402,7 @@ impl Fs for SimFs {
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.lock_disk();
         disk.seen.remove(path).ok_or(io::ErrorKind::NotFound)?;
-        let change = NameChange {
-            path: path.to_path_buf(),
-            file: None,
-            from: None,
-        };
+        let change = NameChange { path: path.to_path_buf(), file: None, from: None };
         disk.name_changes.push(change);
         disk.note(|| format!("remove {}", path.display()));
         Ok(())
@@ -468,9 +421,8 @@ impl Fs for SimFs {
         let mut disk = self.lock_disk();
         disk.note(|| format!("sync-dir {}", dir.display()));
         let all = std::mem::take(&mut disk.name_changes);
-        let (synced, rest): (Vec<_>, Vec<_>) = all
-            .into_iter()
-            .partition(|change| change.path.parent() == Some(dir));
+        let (synced, rest): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|change| change.path.parent() == Some(dir));
         disk.name_changes = rest;
         for change in &synced {
             disk.apply_durably(change);
@@ -493,9 +445,7 @@ impl Fs for SimFs {
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
         let disk = self.lock_disk();
         let used = disk.used();
-        Ok(disk
-            .capacity
-            .map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
+        Ok(disk.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
@@ -504,19 +454,13 @@ impl Fs for SimFs {
             return Ok(None);
         }
         let boot = disk.boots;
-        Ok(Some(Box::new(SimLock {
-            disk: self.disk.clone(),
-            path: path.to_path_buf(),
-            boot,
-        })))
+        Ok(Some(Box::new(SimLock { disk: self.disk.clone(), path: path.to_path_buf(), boot })))
     }
 
     fn salt(&self) -> [u8; 16] {
         let mut disk = self.lock_disk();
         disk.salts += 1;
-        u128::from(disk.salts)
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)
-            .to_le_bytes()
+        u128::from(disk.salts).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_le_bytes()
     }
 
     fn boot_id(&self) -> [u8; 16] {
@@ -532,10 +476,7 @@ fn rename_dir(disk: &mut Disk, from: &Path, to: &Path) -> io::Result<()> {
     disk.dirs.insert(to.to_path_buf());
     let moved = |names: &BTreeMap<PathBuf, usize>| {
         let new_name = |path: &Path| path.strip_prefix(from).map(|rest| to.join(rest)).ok();
-        names
-            .iter()
-            .map(|(path, id)| (new_name(path).unwrap_or(path.clone()), *id))
-            .collect()
+        names.iter().map(|(path, id)| (new_name(path).unwrap_or(path.clone()), *id)).collect()
     };
     disk.seen = moved(&disk.seen);
     disk.durable = moved(&disk.durable);
@@ -568,10 +509,7 @@ struct SimFile {
 
 impl SimFile {
     fn with<T>(&self, act: impl FnOnce(&mut Disk, usize) -> T) -> T {
-        act(
-            &mut self.disk.lock().expect("no holder of the disk panics"),
-            self.id,
-        )
+        act(&mut self.disk.lock().expect("no holder of the disk panics"), self.id)
     }
 }
 
@@ -637,12 +575,7 @@ impl File for SimFile {
     }
 
     fn map(&self, _reserve: u64) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(SimMap {
-            file: SimFile {
-                disk: self.disk.clone(),
-                id: self.id,
-            },
-        }))
+        Ok(Box::new(SimMap { file: SimFile { disk: self.disk.clone(), id: self.id } }))
     }
 }
 
@@ -654,8 +587,7 @@ struct SimMap {
 impl Map for SimMap {
     fn slice(&self, position: u64, len: usize) -> Bytes {
         let start = position as usize;
-        self.file
-            .with(|disk, id| Bytes::copy_from_slice(&disk.files[id].seen[start..start + len]))
+        self.file.with(|disk, id| Bytes::copy_from_slice(&disk.files[id].seen[start..start + len]))
     }
 
     fn is_resident(&self, position: u64, len: usize) -> bool {
@@ -663,8 +595,7 @@ impl Map for SimMap {
     }
 
     fn populate(&self, position: u64, len: usize) -> io::Result<()> {
-        self.file
-            .with(|disk, id| disk.files[id].check_readable(position as usize, len))
+        self.file.with(|disk, id| disk.files[id].check_readable(position as usize, len))
     }
 
     fn is_borrowed(&self) -> bool {

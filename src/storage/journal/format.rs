@@ -142,11 +142,7 @@ pub(super) fn encode_frame(
     change: &Change,
 ) {
     let value = change.value.as_deref().unwrap_or_default();
-    assert!(
-        value.len() <= VALUE_BYTES_MAX,
-        "a fact of {} bytes is too long",
-        value.len()
-    );
+    assert!(value.len() <= VALUE_BYTES_MAX, "a fact of {} bytes is too long", value.len());
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&(value.len() as u32).to_le_bytes());
@@ -186,11 +182,7 @@ fn decode_frame(bytes: &[u8], seed: u32) -> Option<(Frame, usize)> {
         kind: FactKind::from_byte(bytes[24])?,
         value: (bytes[25] == 1).then(|| Bytes::copy_from_slice(value)),
     };
-    let frame = Frame {
-        sequence: u64_at(bytes, 8),
-        synced_sequence: u64_at(bytes, 16),
-        change,
-    };
+    let frame = Frame { sequence: u64_at(bytes, 8), synced_sequence: u64_at(bytes, 16), change };
     Some((frame, total))
 }
 
@@ -212,25 +204,10 @@ pub(super) struct Recovered {
 /// # Errors
 /// The sequence of a change that was durable and is in neither copy.
 pub(super) fn merge(copies: &[(Head, &[u8])]) -> Result<Recovered, u64> {
-    let scans: Vec<_> = copies
-        .iter()
-        .map(|(head, bytes)| scan(*head, bytes))
-        .collect();
-    let first = copies
-        .iter()
-        .map(|(head, _)| head.first_sequence)
-        .max()
-        .unwrap_or(1);
-    let head_end = copies
-        .iter()
-        .map(|(head, _)| head.snapshot_end)
-        .max()
-        .unwrap_or(0);
-    let frames_end = scans
-        .iter()
-        .flat_map(|scan| scan.values())
-        .map(|f| f.synced_sequence)
-        .max();
+    let scans: Vec<_> = copies.iter().map(|(head, bytes)| scan(*head, bytes)).collect();
+    let first = copies.iter().map(|(head, _)| head.first_sequence).max().unwrap_or(1);
+    let head_end = copies.iter().map(|(head, _)| head.snapshot_end).max().unwrap_or(0);
+    let frames_end = scans.iter().flat_map(|scan| scan.values()).map(|f| f.synced_sequence).max();
     let durable = head_end.max(frames_end.unwrap_or(0));
     let mut facts = BTreeMap::new();
     let mut next = first;
@@ -247,11 +224,7 @@ pub(super) fn merge(copies: &[(Head, &[u8])]) -> Result<Recovered, u64> {
     }
     let whole = |scan: &BTreeMap<u64, Frame>| scan.len() as u64 == next - first;
     let is_clean = copies.len() == 2 && scans.iter().all(whole);
-    Ok(Recovered {
-        facts,
-        sequence: next - 1,
-        is_clean,
-    })
+    Ok(Recovered { facts, sequence: next - 1, is_clean })
 }
 
 /// Finds every intact frame of a file, also behind damage.
@@ -276,21 +249,12 @@ mod tests {
     use super::*;
 
     fn head() -> Head {
-        Head {
-            salt: [5; 16],
-            generation: 3,
-            first_sequence: 10,
-            snapshot_end: 11,
-        }
+        Head { salt: [5; 16], generation: 3, first_sequence: 10, snapshot_end: 11 }
     }
 
     fn change(n: u64) -> Change {
         let value = Some(Bytes::from(vec![n as u8; n as usize]));
-        Change {
-            log: LogId(Uuid::from_u128(u128::from(n))),
-            kind: FactKind::HardState,
-            value,
-        }
+        Change { log: LogId(Uuid::from_u128(u128::from(n))), kind: FactKind::HardState, value }
     }
 
     /// A journal of changes 10 to 14: the first two a snapshot, each later one synced before the

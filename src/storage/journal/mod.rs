@@ -127,8 +127,7 @@ impl Journal {
         self.allocate(&mut state, bytes.len() as u64)?;
         for (file, copy) in state.files.iter().zip(COPIES) {
             let path = copy_path(&self.dir, state.head.generation, copy);
-            file.write_at(&[IoSlice::new(&bytes)], state.position)
-                .at("write", &path)?;
+            file.write_at(&[IoSlice::new(&bytes)], state.position).at("write", &path)?;
         }
         state.position += bytes.len() as u64;
         state.sequence += changes.len() as u64;
@@ -145,21 +144,10 @@ impl Journal {
     pub fn forget(&self, log: LogId) -> Result<u64> {
         let kinds: Vec<FactKind> = {
             let state = self.lock_state();
-            state
-                .facts
-                .keys()
-                .filter(|(id, _)| *id == log)
-                .map(|(_, kind)| *kind)
-                .collect()
+            state.facts.keys().filter(|(id, _)| *id == log).map(|(_, kind)| *kind).collect()
         };
-        let changes: Vec<Change> = kinds
-            .into_iter()
-            .map(|kind| Change {
-                log,
-                kind,
-                value: None,
-            })
-            .collect();
+        let changes: Vec<Change> =
+            kinds.into_iter().map(|kind| Change { log, kind, value: None }).collect();
         self.record(&changes)
     }
 
@@ -190,8 +178,7 @@ impl Journal {
         };
         if sequence > self.synced_sequence() {
             for (file, copy) in files.iter().zip(COPIES) {
-                file.sync()
-                    .at("sync", &copy_path(&self.dir, generation, copy))?;
+                file.sync().at("sync", &copy_path(&self.dir, generation, copy))?;
             }
             self.synced.fetch_max(sequence, Ordering::AcqRel);
         }
@@ -248,9 +235,7 @@ impl Journal {
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Journal")
-            .field("dir", &self.dir)
-            .finish_non_exhaustive()
+        f.debug_struct("Journal").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
@@ -272,10 +257,7 @@ fn list_generations(fs: &dyn Fs, dir: &Path) -> Result<Vec<u64>> {
         let (generation, copy) = name.strip_prefix("journal-")?.split_once('.')?;
         COPIES.contains(&copy).then(|| generation.parse().ok())?
     };
-    let mut generations: Vec<u64> = names
-        .iter()
-        .filter_map(|entry| parse(&entry.name))
-        .collect();
+    let mut generations: Vec<u64> = names.iter().filter_map(|entry| parse(&entry.name)).collect();
     generations.sort_unstable();
     generations.dedup();
     Ok(generations)
@@ -298,17 +280,11 @@ fn read_generation(fs: &dyn Fs, dir: &Path, generation: u64) -> Result<format::R
             copies.push((head, bytes));
         }
     }
-    let amnesia = |sequence| Error::Amnesia {
-        path: dir.to_path_buf(),
-        sequence,
-    };
+    let amnesia = |sequence| Error::Amnesia { path: dir.to_path_buf(), sequence };
     if copies.is_empty() {
         return Err(amnesia(0));
     }
-    let views: Vec<_> = copies
-        .iter()
-        .map(|(head, bytes)| (*head, bytes.as_slice()))
-        .collect();
+    let views: Vec<_> = copies.iter().map(|(head, bytes)| (*head, bytes.as_slice())).collect();
     format::merge(&views).map_err(amnesia)
 }
 
@@ -339,20 +315,11 @@ fn write_generation(
 ) -> Result<State> {
     let first_sequence = sequence + 1;
     let snapshot_end = sequence + facts.len() as u64;
-    let head = Head {
-        salt: fs.salt(),
-        generation,
-        first_sequence,
-        snapshot_end,
-    };
+    let head = Head { salt: fs.salt(), generation, first_sequence, snapshot_end };
     let mut bytes = head.encode().to_vec();
     debug_assert_eq!(bytes.len(), HEAD_BYTES, "the head comes first");
     for (n, ((log, kind), value)) in (first_sequence..).zip(&facts) {
-        let change = Change {
-            log: *log,
-            kind: *kind,
-            value: Some(value.clone()),
-        };
+        let change = Change { log: *log, kind: *kind, value: Some(value.clone()) };
         format::encode_frame(&mut bytes, head.seed(), n, snapshot_end, &change);
     }
     let mut files = Vec::new();
@@ -366,21 +333,11 @@ fn write_generation(
     let read_back = read_generation(fs, dir, generation)?;
     if read_back.facts != facts || !read_back.is_clean {
         let sequence = read_back.sequence + 1;
-        return Err(Error::Amnesia {
-            path: dir.to_path_buf(),
-            sequence,
-        });
+        return Err(Error::Amnesia { path: dir.to_path_buf(), sequence });
     }
     let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
     let position = bytes.len() as u64;
-    Ok(State {
-        head,
-        files,
-        position,
-        allocated: position,
-        sequence: snapshot_end,
-        facts,
-    })
+    Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })
 }
 
 fn write_copy(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<Arc<dyn File>> {
@@ -400,21 +357,12 @@ mod tests {
     use super::*;
 
     fn open(fs: &SimFs) -> Result<Journal> {
-        Journal::open(
-            Arc::new(fs.clone()),
-            Path::new("/meta"),
-            4096,
-            Box::new(|| false),
-        )
+        Journal::open(Arc::new(fs.clone()), Path::new("/meta"), 4096, Box::new(|| false))
     }
 
     fn vote(log: u128, value: &'static str) -> Change {
         let value = Some(Bytes::from_static(value.as_bytes()));
-        Change {
-            log: LogId(Uuid::from_u128(log)),
-            kind: FactKind::HardState,
-            value,
-        }
+        Change { log: LogId(Uuid::from_u128(log)), kind: FactKind::HardState, value }
     }
 
     fn value(journal: &Journal, log: u128) -> Option<Bytes> {
@@ -451,16 +399,10 @@ mod tests {
         let fs = SimFs::new();
         let journal = open(&fs).unwrap();
         for n in 0..500u128 {
-            journal
-                .record(&[vote(n % 3, if n < 490 { "old" } else { "new" })])
-                .unwrap();
+            journal.record(&[vote(n % 3, if n < 490 { "old" } else { "new" })]).unwrap();
             journal.sync().unwrap();
         }
-        let journals = fs
-            .paths()
-            .into_iter()
-            .filter(|path| path.starts_with("/meta"))
-            .count();
+        let journals = fs.paths().into_iter().filter(|path| path.starts_with("/meta")).count();
         assert_eq!(journals, 2, "older generations are removed");
         fs.power_cut(|_| false);
         let journal = open(&fs).unwrap();
@@ -495,9 +437,6 @@ mod tests {
                 bytes[12..16].copy_from_slice(&crc.to_le_bytes());
             });
         }
-        assert!(matches!(
-            open(&fs),
-            Err(Error::FutureVersion { found: 9, .. })
-        ));
+        assert!(matches!(open(&fs), Err(Error::FutureVersion { found: 9, .. })));
     }
 }

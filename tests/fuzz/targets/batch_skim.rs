@@ -45,10 +45,7 @@ fn check(payload: &[u8], scratch: &mut Scratch) {
 fn check_accepted(payload: &[u8], skimmed: Result<Summary, Error>, batch: &Verified<'_>) {
     assert_eq!(skimmed, Ok(batch.summary()));
     let prost = client::RecordBatch::decode(payload).expect("prost reads what was accepted");
-    assert_eq!(
-        u64::try_from(prost.codec),
-        Ok(batch.summary().codec.number())
-    );
+    assert_eq!(u64::try_from(prost.codec), Ok(batch.summary().codec.number()));
     if batch.summary().codec == Codec::None {
         check_same_records(batch, &prost.records);
     } else {
@@ -64,10 +61,7 @@ fn check_same_records(batch: &Verified<'_>, prost: &[client::Record]) {
         assert_eq!(record.key, prost.key.as_deref());
         assert_eq!(record.value, prost.value.as_deref());
         assert_eq!(record.event_time_ms, prost.event_time_ms);
-        let headers = prost
-            .headers
-            .iter()
-            .map(|header| (&header.name[..], &header.value[..]));
+        let headers = prost.headers.iter().map(|header| (&header.name[..], &header.value[..]));
         assert!(record.headers().eq(headers));
     }
 }
@@ -78,15 +72,8 @@ fn check_rebuilt(batch: &Verified<'_>) {
     for record in batch.records() {
         let headers: Vec<_> = record.headers().collect();
         let (key, value, event_time_ms) = (record.key, record.value, record.event_time_ms);
-        let record = Record {
-            key,
-            value,
-            headers: &headers,
-            event_time_ms,
-        };
-        builder
-            .append(&record)
-            .expect("a record of an accepted batch");
+        let record = Record { key, value, headers: &headers, event_time_ms };
+        builder.append(&record).expect("a record of an accepted batch");
     }
     let Ok(rebuilt) = builder.build(Codec::None) else {
         // It was compressed and is too large without.
@@ -99,21 +86,11 @@ fn check_rebuilt(batch: &Verified<'_>) {
 
 fn check_refused(payload: &[u8], skimmed: Result<Summary, Error>, error: Error) {
     match skimmed {
-        Err(skimmed) => assert_eq!(
-            skimmed, error,
-            "verify refuses for another reason than skim"
-        ),
+        Err(skimmed) => assert_eq!(skimmed, error, "verify refuses for another reason than skim"),
         Ok(summary) => assert_ne!(summary.codec, Codec::None, "{error}"),
     }
-    assert!(
-        !matches!(error, Error::BadChecksum { .. }),
-        "the checksum is right"
-    );
-    if let Error::Corrupt {
-        position,
-        fault: Fault::Frame | Fault::TrailingBytes,
-    } = error
-    {
+    assert!(!matches!(error, Error::BadChecksum { .. }), "the checksum is right");
+    if let Error::Corrupt { position, fault: Fault::Frame | Fault::TrailingBytes } = error {
         assert!(position < payload.len());
     }
 }
