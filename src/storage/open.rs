@@ -322,8 +322,9 @@ impl Opening {
             log.cut_to(end.tip, None)?;
             log.sync()?;
         }
-        let forget = Change { log: self.id, kind: FactKind::Closed, value: None };
-        if self.facts.closed.is_some() {
+        // From here on the log may change, so what was said of its end no longer holds.
+        if self.context.journal.get(self.id, FactKind::Closed).is_some() {
+            let forget = Change { log: self.id, kind: FactKind::Closed, value: None };
             self.context.journal.record(&[forget])?;
         }
         Ok((log, self.report(class, &end)))
