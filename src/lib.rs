@@ -4,3 +4,5 @@ pub mod batch;
 pub mod proto;
 pub mod storage;
 pub mod types;
+
+const _: () = assert!(usize::BITS == 64, "whole segments are mapped: Quipu needs 64-bit addresses");
