@@ -412,12 +412,13 @@ impl Log {
     /// What the system said; the rest is tried again next time.
     pub fn reclaim(&mut self) -> Result<usize> {
         let synced = self.context.journal.synced_sequence();
+        let first = self.segments()[0].clone();
         let before = self.condemned.len();
         let mut waiting = Vec::new();
         for (segment, until) in std::mem::take(&mut self.condemned) {
             let is_safe = match &until {
-                Until::Journaled(sequence) => synced >= *sequence,
-                Until::Named(successor) => successor.is_durably_named(),
+                Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+                Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
             };
             let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };
             match removed {

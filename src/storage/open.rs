@@ -68,8 +68,8 @@ impl Facts {
         let unknown = Watermark { generation: 0, index: 0, term: 0 };
         let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
         for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
-            let cuts = matches!(header.origin, Origin::Truncated | Origin::Reset);
-            if cuts && header.generation > watermark.generation {
+            // When the segment was made the log ended right before it, and a repair ends nothing.
+            if header.origin != Origin::Repaired && header.generation > watermark.generation {
                 let tip = header.previous;
                 let is_cut = tip.index < watermark.index;
                 watermark.term = if is_cut { tip.term } else { watermark.term };
@@ -110,10 +110,14 @@ impl Opening {
     /// the files that make up the log.
     fn tidy_up(&mut self, files: Files) -> Result<Vec<SegmentFile>> {
         let mut live = files.live;
-        let first_index = self.facts.start.map_or(0, |start| start.first_index);
-        let is_before = |n: usize, live: &[SegmentFile]| {
-            live.get(n + 1).is_some_and(|next| next.base_index <= first_index)
+        // A log starts at the last segment that is no later than the recorded start in any way.
+        let is_at_start = |file: &SegmentFile| {
+            let fits = |header: &SegmentHeader, start: LogStart| {
+                header.base_index() <= start.first_index && header.base_offset() <= start.offset
+            };
+            self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };
+        let is_before = |n: usize, live: &[SegmentFile]| live.get(n + 1).is_some_and(is_at_start);
         let count = (0..live.len()).take_while(|n| is_before(*n, &live)).count();
         for file in files.void.into_iter().chain(live.drain(..count)) {
             self.context.fs.remove_file(&file.path).at("remove", &file.path)?;
@@ -296,7 +300,8 @@ impl Opening {
         let active = self.segments.last().expect("a log has a segment");
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         let start = self.facts.start.map_or(0, |start| start.offset);
-        let start = start.max(self.segments[0].base_offset()).min(end.tip.end_offset);
+        // The start may lie beyond the end: what was there was committed elsewhere and comes back.
+        let start = start.max(self.segments[0].base_offset());
         let shared = Shared {
             start_offset: AtomicU64::new(start),
             end_offset: AtomicU64::new(end.tip.end_offset),
