@@ -193,7 +193,7 @@ impl Opening {
 
     /// Writes a damaged copy of a header again, from the good one.
     ///
-    /// DURABILITY: not synced; until it is, the good copy still serves.
+    /// DURABILITY: synced at once, so that both copies are good before one can fail again.
     fn heal_header(&self, file: &SegmentFile, header: &SegmentHeader) -> Result<()> {
         let bytes = header.encode();
         for copy in &file.bad_copies {
@@ -201,6 +201,7 @@ impl Opening {
             let open = self.context.fs.open(&file.path, OpenMode::Write).at("open", &file.path)?;
             let parts = [std::io::IoSlice::new(&bytes)];
             open.write_at(&parts, COPY_POSITIONS[*copy]).at("write", &file.path)?;
+            open.sync().at("sync", &file.path)?;
         }
         Ok(())
     }
@@ -367,6 +368,7 @@ fn is_as_closed(active: &Arc<Segment>, closed: &Closed) -> bool {
     let walked = Walk::new(active, row, closed.tip.index, Access::MayBlock).and_then(|mut walk| {
         let mut last = None;
         while let Some((header, position)) = walk.next_header()? {
+            walk.payload(&header, position)?;
             last = Some((header.tip(), position + header.frame_bytes()));
         }
         Ok(last)

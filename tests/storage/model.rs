@@ -172,8 +172,8 @@ impl Model {
         self.seen.dropped += self.log().retain(&policy, 0).unwrap() as u32;
         let start = self.log().reader().log_start_offset();
         self.starts.push(start);
-        if self.random.chance(20) {
-            let end = self.log().tip().end_offset;
+        let end = self.log().tip().end_offset;
+        if end > start && self.random.chance(20) {
             let offset = start + self.random.below(end - start + 1);
             self.log().advance_log_start(offset).unwrap();
         }
