@@ -87,7 +87,7 @@ fn read_head(
     generation: u64,
 ) -> Result<SegmentFile> {
     let file = fs.open(&path, OpenMode::Read).at("open", &path)?;
-    let bytes = file.len().at("measure", &path)?;
+    let bytes = file.length().at("measure", &path)?;
     let copies = COPY_POSITIONS.map(|position| read_copy(&*file, position));
     for copy in &copies {
         if let Err(SegmentHeaderError::Version { found }) = copy {

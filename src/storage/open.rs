@@ -95,6 +95,7 @@ struct Opening {
 }
 
 /// How a log ends.
+#[derive(Debug, Clone, Copy)]
 struct End {
     case: Case,
     tip: Tip,

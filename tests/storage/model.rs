@@ -161,7 +161,7 @@ impl Model {
             return;
         }
         self.before.push(self.now.clone());
-        self.log().truncate_suffix(kept + 1, kept, Some("cut".into())).unwrap();
+        self.log().truncate_suffix(kept + 1, kept, Some(b"cut")).unwrap();
         self.now.entries.retain(|entry| entry.header.index <= kept);
         self.now.floor = self.now.floor.min(kept);
     }

@@ -519,7 +519,7 @@ impl SimFile {
 }
 
 impl File for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         self.with(|disk, id| Ok(disk.files[id].seen.len() as u64))
     }
 
