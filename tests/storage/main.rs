@@ -8,6 +8,7 @@ mod basics;
 mod exhaustive;
 mod faults;
 mod model;
+mod real_input;
 mod recovery;
 mod repair;
 mod support;
