@@ -20,6 +20,33 @@
 //! mapping. The caller then hands the log's [`LogSync`] to the [`Syncer`], whose threads sync what
 //! is dirty side by side and report once a round. Only what was synced is believed after a crash.
 //!
+//! ```
+//! use std::sync::Arc;
+//! use bytes::Bytes;
+//! use quipu::storage::{Access, Config, DataDir, Entry, Kind, Tip, fs::os::OsFs};
+//! use quipu::types::LogId;
+//!
+//! # fn main() -> quipu::storage::Result<()> {
+//! # let temporary = tempfile::tempdir().unwrap();
+//! # let path = temporary.path();
+//! # let config = Config { low_water_bytes: 0, ..Config::default() };
+//! let dir = DataDir::open(Arc::new(OsFs::new()), path, config)?;
+//! let id = LogId(uuid::Uuid::from_u128(1));
+//! let mut log = dir.create_log(id, Tip::EMPTY, b"")?;
+//!
+//! let payload = Bytes::from_static(b"hello");
+//! let crc = crc32fast::hash(&payload);
+//! let entry = Entry::new(Kind::Records, 1, 1, payload, crc).with_records(0, 1).at_time(1_700);
+//! log.append(&mut [entry], &mut |_tip| Bytes::new())?;
+//! assert_eq!(log.sync()?, 1, "entry 1 is on disk");
+//!
+//! let mut entries = Vec::new();
+//! log.reader().read(1, u64::MAX, 1 << 20, Access::MayBlock, &mut entries)?;
+//! assert_eq!(&entries[0].payload[..], b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What is written where it can be lost
 //! Every such place carries a `DURABILITY:` comment. The rules are few: write, sync, rename, sync
 //! the directory; remove only what something durable has replaced; never believe a sync that
