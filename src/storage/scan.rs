@@ -63,6 +63,8 @@ impl Scan {
         loop {
             let last_index = run.tip.index;
             let resume = run.end;
+            assert!(resume % ALIGNMENT == 0, "frames end at multiples of eight, not at {resume}");
+            assert!(run.tip.index + 1 >= run.first_index, "a run goes forward: {run:?}");
             runs.push(run);
             match scanner.find_frame(resume, last_index) {
                 Some((position, first)) => run = scanner.run_after_gap(position, &first),
@@ -189,8 +191,8 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Where the last byte from `from` on that is not zero ends. A sector that cannot be read counts
-    /// as not zero.
+    /// Where the last byte from `from` on that is not zero ends. A sector that cannot be read
+    /// counts as not zero.
     fn bytes_end(&mut self, from: u64) -> u64 {
         let mut end = from;
         let mut position = from;
@@ -223,6 +225,7 @@ impl<'a> Window<'a> {
 
     fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {
         self.load(position, len)?;
+        assert!(self.start <= position, "the window starts at {}, not {position}", self.start);
         let at = (position - self.start) as usize;
         Ok(&self.buffer[at..at + len])
     }
