@@ -37,6 +37,7 @@
 //!   that has one. After a cut that recovery made there is none; state is replayed from an older.
 
 pub mod batch;
+pub mod cli;
 pub mod proto;
 pub mod storage;
 pub mod types;

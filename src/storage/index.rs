@@ -86,6 +86,11 @@ impl SparseIndex {
         self.rows[..count].last().copied()
     }
 
+    /// All rows in order.
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
     /// Heap bytes in use.
     pub fn memory_bytes(&self) -> usize {
         self.rows.capacity() * size_of::<Row>()

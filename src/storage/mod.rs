@@ -12,6 +12,7 @@
 //! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |
 //! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node; the sync threads |
 //! | recovery | `recovery`, `files`, `open` | what a bad spot means after a restart |
+//! | inspection | `inspect` | looking at all of it without opening it for use |
 //! | seam | [`fs`] | the operating system, or a model of a bad one |
 //!
 //! # The life of an append
@@ -62,6 +63,7 @@ mod files;
 pub mod fs;
 mod header;
 mod index;
+mod inspect;
 mod journal;
 mod log;
 mod open;
@@ -83,6 +85,10 @@ pub use self::entry::{
 pub use self::error::{Damage, Error, Result};
 pub use self::header::{Discontinuity, Origin, SegmentHeader, SegmentHeaderError, Tip};
 pub use self::index::{Row, SparseIndex};
+pub use self::inspect::{
+    EntryView, Inspector, JournalReport, LogReport, Note, OnEntry, Place, Report, SegmentReport,
+    Start, State, Tally, Totals,
+};
 pub use self::journal::{Change, FactKind, Journal};
 pub use self::log::{CheckpointAt, Log, LostTail};
 pub use self::reader::LogReader;

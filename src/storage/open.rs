@@ -13,7 +13,7 @@ use super::error::{Damage, Error, IoContext as _, Result};
 use super::facts::{Closed, LogStart, Watermark};
 use super::files::{Files, SegmentFile};
 use super::fs::{File, OpenMode};
-use super::header::{COPY_POSITIONS, Origin, SegmentHeader, Tip};
+use super::header::{COPY_POSITIONS, SegmentHeader, Tip};
 use super::journal::{Change, FactKind};
 use super::log::{Log, LostTail};
 use super::reader::Shared;
@@ -65,17 +65,9 @@ struct Facts {
 impl Facts {
     fn read(context: &Context, id: LogId, class: Class, files: &Files) -> Self {
         let get = |kind| context.journal.get(id, kind);
-        let unknown = Watermark { generation: 0, index: 0, term: 0 };
-        let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
-        for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
-            // When the segment was made the log ended right before it, and a repair ends nothing.
-            if header.origin != Origin::Repaired && header.generation > watermark.generation {
-                let tip = header.previous;
-                let is_cut = tip.index < watermark.index;
-                watermark.term = if is_cut { tip.term } else { watermark.term };
-                watermark.index = watermark.index.min(tip.index);
-            }
-        }
+        let watermark = get(FactKind::Watermark).and_then(Watermark::decode);
+        let live = files.live.iter().filter_map(|file| file.header.as_ref().ok());
+        let watermark = watermark.unwrap_or(Watermark::UNKNOWN).cut_back(live);
         let closed = get(FactKind::Closed).and_then(Closed::decode);
         Self {
             start: get(FactKind::LogStart).and_then(LogStart::decode),

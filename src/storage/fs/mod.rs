@@ -59,6 +59,8 @@ pub trait Fs: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock `path`, held until the guard is dropped; `None` when another
     /// process holds it. The file is created if it is missing.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>>;
+    /// True while a process holds the lock `path`. Creates nothing, and keeps nothing.
+    fn is_locked(&self, path: &Path) -> io::Result<bool>;
     /// Fresh randomness.
     fn salt(&self) -> [u8; 16];
     /// Identity of this boot of the machine: equal before and after a process crash, different

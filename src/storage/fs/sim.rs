@@ -462,6 +462,10 @@ impl Fs for SimFs {
         Ok(Some(Box::new(SimLock { disk: self.disk.clone(), path: path.to_path_buf(), boot })))
     }
 
+    fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.lock_disk().locks.contains(path))
+    }
+
     fn salt(&self) -> [u8; 16] {
         let mut disk = self.lock_disk();
         disk.salts += 1;

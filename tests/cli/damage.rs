@@ -1,0 +1,1 @@
+//! The offline tools on damaged directories: what they find, and what is no damage.
