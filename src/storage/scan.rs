@@ -96,7 +96,10 @@ impl Scan {
             // The entry that comes next was just found not to continue the run.
             let bad_index = run.tip.index + 1;
             let resume = run.end;
-            assert!(resume % ALIGNMENT == 0, "frames end at multiples of eight, not at {resume}");
+            assert!(
+                resume.is_multiple_of(ALIGNMENT),
+                "frames end at multiples of eight, not at {resume}"
+            );
             assert!(run.tip.index + 1 >= run.first_index, "a run goes forward: {run:?}");
             runs.push(run);
             reasons.push(scanner.last_bad.1.clone());
@@ -230,7 +233,7 @@ impl<'a> Scanner<'a> {
     /// False if the bytes at `position`, which the window holds, are no header of any segment.
     fn may_be_header(&mut self, position: u64) -> bool {
         let bytes = self.window.bytes(position, HEADER_BYTES);
-        bytes.is_ok_and(|bytes| EntryHeader::is_plausible(bytes))
+        bytes.is_ok_and(EntryHeader::is_plausible)
     }
 
     fn check_payload(&mut self, position: u64, header: &EntryHeader) -> Result<(), String> {

@@ -390,14 +390,17 @@ impl File for SimFile {
         })
     }
 
-    fn map(&self, _reserve: u64) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(SimMap { file: SimFile { disk: self.disk.clone(), id: self.id } }))
+    fn map(&self, _reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
+        let file = SimFile { disk: self.disk.clone(), id: self.id };
+        Ok(Box::new(SimMap { file, _lease: lease }))
     }
 }
 
 #[derive(Debug)]
 struct SimMap {
     file: SimFile,
+    /// Slices of this mapping are copies and need none.
+    _lease: Arc<()>,
 }
 
 impl Map for SimMap {
@@ -412,9 +415,5 @@ impl Map for SimMap {
 
     fn populate(&self, position: u64, len: usize) -> io::Result<()> {
         self.file.with(|disk, id| disk.files[id].check_readable(position as usize, len))
-    }
-
-    fn is_borrowed(&self) -> bool {
-        false
     }
 }
