@@ -236,7 +236,7 @@ fn a_log_with_a_history_verifies_truncations_retention_and_resets_included() {
     let mut other = new_log(&dir, second, 30);
     other.advance_log_start(20).unwrap();
     let tip = Tip { index: 500, term: 4, end_offset: 900, ..log.tip() };
-    other.reset(tip, "a snapshot".into()).unwrap();
+    other.reset(tip, b"a snapshot").unwrap();
     other.sync().unwrap();
     dir.close_log(other).unwrap();
     dir.close_log(log).unwrap();
