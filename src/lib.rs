@@ -1,7 +1,7 @@
 //! Quipu: a partitioned, replicated, append-only log server.
 //!
-//! A *topic* is split into *partitions*; each partition is one log, and everything about it lives in
-//! that log: its records, the sequence numbers of its producers, the progress of its consumer
+//! A *topic* is split into *partitions*; each partition is one log, and everything about it lives
+//! in that log: its records, the sequence numbers of its producers, the progress of its consumer
 //! groups. One order, one durability argument, one recovery.
 //!
 //! # Layers
@@ -10,9 +10,9 @@
 //! | module | what it owns | what it must not know |
 //! |---|---|---|
 //! | `cli` | the command line | how bytes are stored |
-//! | [`storage`] | everything on disk: entries, segments, recovery, retention | any runtime, network, or meaning of a payload |
-//! | [`batch`] | the record batch format: check, count, find and build records | where a batch is kept |
-//! | [`proto`] | types generated from `proto/`, once for clients and once for the server | everything else |
+//! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
+//! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
+//! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
 //! | [`types`] | names that all share | everything else |
 //!
 //! # Decisions that are not obvious
@@ -25,7 +25,8 @@
 //!   was appended to a new segment and not yet synced does not survive a mere kill of the process.
 //! * **The durable watermark decides recovery**, not the presence of intact entries behind a bad
 //!   spot: see `storage/recovery.rs`.
-//! * **A cut is a new segment.** Truncating a suffix and cutting a torn tail both leave the old file
+//! * **A cut is a new segment.** Truncating a suffix and cutting a torn tail both leave the old
+//!   file
 //!   alone and continue in a new one with a new salt and a higher generation. Slices that readers
 //!   hold stay true, stale frames never link up again, and the new file's name is the one durable
 //!   record of the cut.

@@ -124,7 +124,8 @@ impl DataDir {
     /// Opens a log and says what recovery found. Damage is no error here: it is in the report.
     ///
     /// # Errors
-    /// [`Error::UnknownLog`], [`Error::FutureVersion`], [`Error::Foreign`], or what the system said.
+    /// [`Error::UnknownLog`], [`Error::FutureVersion`], [`Error::Foreign`], or what the system
+    /// said.
     pub fn open_log(&self, id: LogId) -> Result<(Log, RecoveryReport)> {
         self.context.failure.check()?;
         let started = Instant::now();

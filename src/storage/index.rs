@@ -54,6 +54,10 @@ impl SparseIndex {
 
     /// Notes an entry in any case.
     pub(super) fn push(&mut self, header: &EntryHeader, position: u64) {
+        if let Some(last) = self.rows.last() {
+            assert!(last.position < position, "row {position} stands before row {}", last.position);
+            assert!(last.index < header.index, "entry {} after {}", header.index, last.index);
+        }
         self.rows.push(Row {
             index: header.index,
             base_offset: header.base_offset,

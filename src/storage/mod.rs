@@ -10,7 +10,7 @@
 //! | index | `index` | a sparse table: index, offset, append time, position |
 //! | log | `log`, `reader`, `repair` | segments in order; one writer, many readers |
 //! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |
-//! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node, and the threads that sync |
+//! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node; the sync threads |
 //! | recovery | `recovery`, `files`, `open` | what a bad spot means after a restart |
 //! | inspection | `inspect` | looking at all of it without opening it for use |
 //! | seam | [`fs`] | the operating system, or a model of a bad one |

@@ -179,7 +179,7 @@ impl Opening {
 
     fn mark_faulty(&mut self, first_index: u64, last_index: u64, damage: Damage) {
         if first_index <= last_index {
-            tracing::error!(log = %self.id, first_index, last_index, %damage, "entries are damaged");
+            tracing::error!(log = %self.id, first_index, last_index, %damage, "damaged");
             self.faulty.push(FaultyRange { first_index, last_index, damage });
         }
     }
@@ -239,6 +239,17 @@ impl Opening {
         let verdict = recovery::judge(&scan, watermark, active.header().is_recycled);
         self.mark_verdict(active, &scan, &verdict);
         let last = &scan.runs[verdict.runs_kept - 1];
+        assert!(
+            last.tip.index >= active.header().previous.index,
+            "log {}: a segment ends before it begins",
+            self.id
+        );
+        assert!(
+            verdict.is_tail_lost || last.tip.index >= watermark,
+            "log {}: entry {watermark} was on disk, recovery kept only {}",
+            self.id,
+            last.tip.index
+        );
         if self.facts.closed.is_none() {
             rewrite(&*file, &scan, watermark, last).at("rewrite", &active.path())?;
         }
@@ -249,7 +260,8 @@ impl Opening {
         });
         let bytes_end = if active.header().is_recycled { 0 } else { scan.bytes_end };
         if bytes_end > last.end && scan.frames_end <= last.end {
-            // DURABILITY: the remains of a torn write go, so that they are not found and told again.
+            // DURABILITY: the remains of a torn write go, so that they are not found and told
+            // again.
             let erased = file.write_zeros(last.end, bytes_end).and_then(|()| file.sync());
             erased.at("erase", &active.path())?;
         }
@@ -292,6 +304,8 @@ impl Opening {
 
     fn finish(self, class: Class, end: End) -> Result<(Log, RecoveryReport)> {
         let active = self.segments.last().expect("a log has a segment");
+        let is_ordered = |pair: &[Arc<Segment>]| pair[0].base_index() < pair[1].base_index();
+        assert!(self.segments.windows(2).all(is_ordered), "log {}: segments overlap", self.id);
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         let start = self.facts.start.map_or(0, |start| start.offset);
         // The start may lie beyond the end: what was there was committed elsewhere and comes back.

@@ -9,12 +9,12 @@
 //! on disk when it was written, and the meta journal repeats it when a log goes idle. [`decide`]
 //! is the whole rule, pure; the rest of the file gathers its evidence and carries it out.
 //!
-//! | first bad spot            | intact entries behind it         | meaning            | what happens |
-//! |---------------------------|----------------------------------|--------------------|--------------|
-//! | at or above the watermark | none                             | torn tail          | cut          |
-//! | at or above the watermark | none that was known to be synced | torn, out of order | cut          |
-//! | below the watermark       | some, right after it or below    | corrupt middle     | marked, kept |
-//! | below the watermark       | none                             | lost durable tail  | marked, kept |
+//! | first bad spot        | intact entries behind it      | meaning            | what happens |
+//! |-----------------------|-------------------------------|--------------------|--------------|
+//! | at or above watermark | none                          | torn tail          | cut          |
+//! | at or above watermark | none known to have been synced| torn, out of order | cut          |
+//! | below the watermark   | some, right after it or below | corrupt middle     | marked, kept |
+//! | below the watermark   | none                          | lost durable tail  | marked, kept |
 //!
 //! Only the last segment can have a torn tail: an older one was synced before its successor got its
 //! name.
@@ -104,6 +104,10 @@ pub(super) struct Verdict {
 /// `watermark` is the highest index known to have been on disk.
 /// `has_more_bytes` says that something that is not free space follows the runs.
 pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) -> Verdict {
+    assert!(!runs.is_empty(), "a segment has a first run, even if nothing is in it");
+    for pair in runs.windows(2) {
+        assert!(pair[0].1 < pair[1].0, "runs {pair:?} overlap or stand in the wrong order");
+    }
     let mut faulty = Vec::new();
     let mut runs_kept = 1;
     let mut last = runs[0].1;
@@ -121,6 +125,7 @@ pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) 
     if is_tail_lost {
         faulty.push((last + 1, watermark));
     }
+    assert!(watermark <= last || is_tail_lost, "the watermark {watermark} is beyond {last}");
     let has_dropped = runs_kept < runs.len();
     let case = match (is_tail_lost, faulty.is_empty()) {
         (true, _) => Case::LostTail,

@@ -95,6 +95,8 @@ impl Scan {
         loop {
             let last_index = run.tip.index;
             let resume = run.end;
+            assert!(resume % ALIGNMENT == 0, "frames end at multiples of eight, not at {resume}");
+            assert!(run.tip.index + 1 >= run.first_index, "a run goes forward: {run:?}");
             runs.push(run);
             reasons.push(scanner.last_bad.1.clone());
             if scanner.is_stopped {
@@ -258,8 +260,8 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Where the last byte from `from` on that is not zero ends. A sector that cannot be read counts
-    /// as not zero.
+    /// Where the last byte from `from` on that is not zero ends. A sector that cannot be read
+    /// counts as not zero.
     fn bytes_end(&mut self, from: u64) -> u64 {
         let mut end = from;
         let mut position = from;
@@ -292,6 +294,7 @@ impl<'a> Window<'a> {
 
     fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {
         self.load(position, len)?;
+        assert!(self.start <= position, "the window starts at {}, not {position}", self.start);
         let at = (position - self.start) as usize;
         Ok(&self.buffer[at..at + len])
     }

@@ -271,6 +271,11 @@ impl Segment {
     /// Notes that the segment's directory was synced after the file got its name.
     pub(super) fn confirm_name(&self) {
         let mut name = self.lock_name();
+        assert!(
+            !matches!(*name, Name::Spare(_)) || self.is_void(),
+            "segment {} has no name to be sure of",
+            self.base_index()
+        );
         if *name == Name::Final {
             *name = Name::Durable;
         }
@@ -294,11 +299,15 @@ impl Segment {
     /// Writes consecutive entries at the end and publishes them. The headers are complete.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] when the file cannot grow: nothing was appended. Any other error is final.
+    /// [`Error::NoSpace`] when the file cannot grow: nothing was appended. Any other error is
+    /// final.
     pub(super) fn append(self: &Arc<Self>, entries: &[Entry]) -> Result<()> {
         let bytes: u64 = entries.iter().map(|entry| entry.header.frame_bytes()).sum();
         let open = self.open_file(Access::MayBlock)?;
         let start = self.end.load(Ordering::Relaxed);
+        assert!(!self.is_sealed(), "segment {} takes no more entries", self.base_index());
+        assert!(!self.is_void(), "segment {} was removed", self.base_index());
+        assert!(start % 8 == 0, "frames start at multiples of eight, not at {start}");
         self.allocate(&*open.file, start + bytes)?;
         let mut position = start;
         for chunk in entries.chunks(WRITE_ENTRIES_MAX) {
@@ -306,6 +315,7 @@ impl Segment {
             position += written.map_err(|error| self.write_failed(bytes, error))?;
         }
         assert_eq!(position, start + bytes, "frames take the bytes they were measured with");
+        assert!(position <= self.allocated_bytes(), "entries end at {position}, beyond the file");
         self.note_in_index(entries, start);
         self.is_dirty.store(true, Ordering::Release);
         self.end.store(position, Ordering::Release);

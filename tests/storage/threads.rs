@@ -38,7 +38,7 @@ fn one_round_makes_many_logs_durable_and_reports_once() {
     for sync_filesystem_from in [3, 1000] {
         let temporary = tempfile::tempdir().unwrap();
         let dir = real_dir(temporary.path(), sync_filesystem_from);
-        let (sender, rounds) = mpsc::channel();
+        let (sender, rounds) = mpsc::sync_channel(1000);
         let syncer = dir.start_syncer(Box::new(move |round| {
             sender.send(round.unwrap().to_vec()).unwrap();
         }));

@@ -2,9 +2,9 @@
 //!
 //! # Why this is sound
 //! A mapping hands out `&[u8]` over memory that the kernel changes when the same file is written.
-//! Rust allows that only while nobody looks at the changing bytes, and the log engine guarantees it:
-//! a segment is written at positions at or above its published end, slices are cut below that end,
-//! bytes below it are never written again with other content, and a file is reused for another
+//! Rust allows that only while nobody looks at the changing bytes, and the log engine guarantees
+//! it: a segment is written at positions at or above its published end, slices are cut below that
+//! end, bytes below it are never written again with other content, and a file is reused for another
 //! segment only when [`Map::is_borrowed`] says that no slice is alive. Files are never shortened,
 //! so a page below the end cannot vanish. Another process that writes or truncates the files breaks
 //! this; the data directory's lock and permissions are there against it.

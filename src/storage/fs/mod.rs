@@ -1,9 +1,9 @@
 //! The seam between the log engine and an operating system.
 //!
-//! Every file the engine opens, renames, writes or syncs goes through [`Fs`] and [`File`]. There are
-//! two implementations: [`os::OsFs`] for production and [`sim::SimFs`], a model of a disk that
-//! loses, tears and damages what was not synced. Salts and the boot id come in through the seam too,
-//! so that a run over the model is a function of its seed.
+//! Every file the engine opens, renames, writes or syncs goes through [`Fs`] and [`File`]. There
+//! are two implementations: [`os::OsFs`] for production and [`sim::SimFs`], a model of a disk that
+//! loses, tears and damages what was not synced. Salts and the boot id come in through the seam
+//! too, so that a run over the model is a function of its seed.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -63,8 +63,8 @@ pub trait Fs: Send + Sync + fmt::Debug {
     fn is_locked(&self, path: &Path) -> io::Result<bool>;
     /// Fresh randomness.
     fn salt(&self) -> [u8; 16];
-    /// Identity of this boot of the machine: equal before and after a process crash, different after
-    /// a machine crash.
+    /// Identity of this boot of the machine: equal before and after a process crash, different
+    /// after a machine crash.
     fn boot_id(&self) -> [u8; 16];
 }
 

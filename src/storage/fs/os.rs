@@ -1,7 +1,8 @@
 //! The real file system: the only file that opens, renames, writes or syncs files.
 //!
-//! Writes are positional (`pwritev`), reads of cold data are positional too (`pread`), so that every
-//! I/O error is a return code. Symbolic links are never followed for the last component of a path.
+//! Writes are positional (`pwritev`), reads of cold data are positional too (`pread`), so that
+//! every I/O error is a return code. Symbolic links are never followed for the last component of a
+//! path.
 
 use std::fs;
 use std::io::{self, IoSlice, Read as _};

@@ -3,8 +3,8 @@
 //! Files live in memory twice: as processes see them and as the medium holds them. Writes reach the
 //! medium sector by sector when a file is synced, or, in a crash, in whatever subset the crash
 //! chooses; names reach it when their directory is synced, or one by one at the crash's choice.
-//! Faults are set up ahead: a sync that fails *and marks its pages clean* (what Linux does), a write
-//! cut short, a disk that is full, a sector that cannot be read, a flipped bit.
+//! Faults are set up ahead: a sync that fails *and marks its pages clean* (what Linux does), a
+//! write cut short, a disk that is full, a sector that cannot be read, a flipped bit.
 //!
 //! The model is deterministic: salts count up, the crash's choices come from the caller.
 

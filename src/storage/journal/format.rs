@@ -225,6 +225,7 @@ pub(super) fn merge(copies: &[(Head, &[u8])]) -> Result<Recovered, u64> {
         return Err(next);
     }
     let whole = |scan: &BTreeMap<u64, Frame>| scan.len() as u64 == next - first;
+    assert!(next >= first, "merging went back from change {first} to {next}");
     let is_clean = copies.len() == 2 && scans.iter().all(whole);
     Ok(Recovered { facts, sequence: next - 1, durable, is_clean })
 }

@@ -160,6 +160,11 @@ impl Journal {
         let mut state = self.lock_state();
         let mut bytes = Vec::new();
         let synced = self.synced.load(Ordering::Acquire);
+        assert!(
+            synced <= state.sequence,
+            "change {synced} is durable, only {} were recorded",
+            state.sequence
+        );
         for (n, change) in (1..).zip(changes) {
             let sequence = state.sequence + n;
             format::encode_frame(&mut bytes, state.head.seed(), sequence, synced, change);
@@ -171,6 +176,12 @@ impl Journal {
         }
         state.position += bytes.len() as u64;
         state.sequence += changes.len() as u64;
+        assert!(
+            state.position <= state.allocated,
+            "the journal's frames end at {}, its file at {}",
+            state.position,
+            state.allocated
+        );
         for change in changes {
             apply(&mut state.facts, change);
         }
@@ -398,6 +409,7 @@ fn write_generation(
         let sequence = read_back.sequence + 1;
         return Err(Error::Amnesia { path: dir.to_path_buf(), sequence });
     }
+    assert_eq!(read_back.sequence, snapshot_end, "the journal read back ends where it was written");
     let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
     let position = bytes.len() as u64;
     Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })
