@@ -119,6 +119,8 @@ impl<'a> Examination<'a> {
         self.watermark = self.watermark.cut_back(headers);
         self.done.report.watermark = self.watermark.index;
         let live = self.sort_out(files);
+        let is_ordered = live.is_sorted_by(|a, b| a.base_index < b.base_index);
+        assert!(is_ordered, "the live segments of log {} are in order", self.subject.log);
         if live.is_empty() {
             self.note_empty();
         }
