@@ -119,6 +119,8 @@ impl<'a> Examination<'a> {
         self.watermark = self.watermark.cut_back(headers);
         self.done.report.watermark = self.watermark.index;
         let live = self.sort_out(files);
+        let is_ordered = live.is_sorted_by(|a, b| a.base_index < b.base_index);
+        assert!(is_ordered, "the live segments of log {} are in order", self.subject.log);
         if live.is_empty() {
             self.note_empty();
         }
@@ -216,7 +218,9 @@ impl<'a> Examination<'a> {
             let closed = self.subject.facts.closed.map_or(0, |closed| closed.tip.index);
             return Role::Active { watermark: self.watermark.index.max(closed) };
         };
-        let last_index = next.base_index - 1;
+        let (base, next_base) = (file.base_index, next.base_index);
+        assert!(base < next_base, "segments are in order: {base} comes before {next_base}");
+        let last_index = next_base - 1;
         match &next.header {
             Ok(header) if header.previous_base_index > file.base_index => {
                 Role::BeforeHole { last_index: header.previous_base_index - 1 }
@@ -237,6 +241,8 @@ impl<'a> Examination<'a> {
             _ => None,
         };
         let last = header.previous.index;
+        let base = self.before.map_or(0, |(_, base)| base);
+        assert!(base <= last, "segments are in order: {base} comes before {}", last + 1);
         if let Some(first) = missing.filter(|first| *first <= last) {
             let what = format!("the segment of entries {first} to {last} is missing");
             self.add_damage(self.subject.dir.to_path_buf(), what);

@@ -205,6 +205,8 @@ impl Inspector {
         // First: what it says of the entries is true of all that is read later.
         let facts = self.read_journal(&mut report);
         self.look_around(&facts, &mut report);
+        let is_one = self.place == Place::DataDirectory || self.logs.len() == 1;
+        assert!(is_one, "{:?} is of {} logs", self.place, self.logs.len());
         let mut has_vanished = false;
         for (log, dir) in &self.logs {
             let (log, only) = (*log, self.only.as_deref());

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::super::entry::EntryHeader;
+use super::super::entry::{ALIGNMENT, EntryHeader};
 use super::super::error::Damage;
 use super::super::header::Origin;
 use super::super::recovery::Case;
@@ -201,7 +201,12 @@ pub struct Tally {
 
 impl Tally {
     /// Adds the entry that comes next.
+    ///
+    /// # Panics
+    /// If it does not come later than the one before.
     pub(super) fn add(&mut self, header: &EntryHeader) {
+        let last = self.last_index;
+        assert!(last < Some(header.index), "entry {} after entry {last:?}", header.index);
         self.entries += 1;
         self.records += u64::from(header.record_count);
         self.payload_bytes += u64::from(header.payload_len);
@@ -216,6 +221,10 @@ impl Tally {
 impl Totals {
     /// Adds one segment.
     pub(super) fn add_segment(&mut self, segment: &SegmentReport) {
+        // A file that was cut short may end in the padding of its last entry.
+        let (room, end) = (segment.file_bytes, segment.end_position);
+        let is_inside = segment.entries.entries == 0 || end < room + ALIGNMENT;
+        assert!(is_inside, "entries end at {end} of {room} bytes");
         self.segments += 1;
         self.entries += segment.entries.entries;
         self.records += segment.entries.records;

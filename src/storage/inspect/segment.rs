@@ -84,7 +84,8 @@ pub(super) fn examine(
     let index = table.judge(&sums, &mut findings, role, watch.is_stopped);
     let report = SegmentReport {
         file: file.path.clone(),
-        file_bytes: file.bytes,
+        // It may have grown since its head was read.
+        file_bytes: open.length().unwrap_or(0).max(file.bytes),
         base_index: header.base_index(),
         base_offset: header.base_offset(),
         generation: header.generation,
@@ -182,10 +183,14 @@ impl<'a, 'b> Watch<'a, 'b> {
         let mut visit = |frame: Frame<'_>| self.visit(&frame);
         let scan = Scan::visiting(open, header, interval_bytes, &mut pace, &mut visit);
         pace(file_bytes);
+        assert_eq!(done, file_bytes, "every byte of the file was told, and once");
         scan
     }
 
     fn visit(&mut self, frame: &Frame<'_>) -> ControlFlow<()> {
+        let (run, runs) = (frame.run, self.sums.len());
+        assert!(run + 1 >= runs, "a frame of run {run} after one of run {}", runs - 1);
+        assert!(!self.is_stopped, "a frame after the one that was the last to be seen");
         let last = *self.sums.last().expect("there are sums of the first run");
         self.sums.resize(frame.run + 1, last);
         let sums = self.sums.last_mut().expect("there are sums of every run");
@@ -198,6 +203,8 @@ impl<'a, 'b> Watch<'a, 'b> {
         sums.rows_met += usize::from(row.is_some_and(|row| leads_to(row, frame)));
         self.check_padding(frame);
         let Frame { position, header, payload, .. } = *frame;
+        let (len, found) = (header.payload_len as usize, payload.len());
+        assert_eq!(len, found, "entry {} is shown with all of its payload", header.index);
         let view = EntryView { log: self.log, file: &self.file.path, position, header, payload };
         let flow = (self.on_entry)(&view);
         self.is_stopped = flow.is_break();
@@ -384,10 +391,11 @@ impl Findings<'_> {
     fn check_links(&mut self, scan: &Scan, kept: usize) {
         for n in 1..kept {
             let (before, run) = (&scan.runs[n - 1], &scan.runs[n]);
-            if run.first_index == before.tip.index + 1 {
+            let (first, last) = (run.first_index, before.tip.index);
+            assert!(first > last, "a run begins with entry {first} behind entry {last}");
+            if first == last + 1 {
                 let reason = &scan.reasons[n - 1];
-                let index = run.first_index;
-                let what = format!("entry {index} does not continue the one before: {reason}");
+                let what = format!("entry {first} does not continue the one before: {reason}");
                 self.add_damage(before.end, what);
             }
         }
