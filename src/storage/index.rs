@@ -121,7 +121,7 @@ impl SparseIndex {
     /// Returns `None` when the file is not a whole, undamaged table for a segment with `seed`; the
     /// caller then rebuilds it from the segment.
     pub fn read_from(file: &dyn File, seed: u32) -> Option<(Self, u64)> {
-        let len = usize::try_from(file.len().ok()?).ok()?;
+        let len = usize::try_from(file.length().ok()?).ok()?;
         if len < HEADER_BYTES || !(len - HEADER_BYTES).is_multiple_of(ROW_BYTES) {
             return None;
         }
@@ -220,7 +220,7 @@ mod tests {
         written.write_to(&*file, 77, 9000).unwrap();
         assert_eq!(SparseIndex::read_from(&*file, 77), Some((written, 9000)));
         assert_eq!(SparseIndex::read_from(&*file, 78), None, "another segment's table");
-        let mut bytes = vec![0; file.len().unwrap() as usize];
+        let mut bytes = vec![0; file.length().unwrap() as usize];
         read_exact_at(&*file, &mut bytes, 0).unwrap();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -252,7 +252,7 @@ impl Log {
         &mut self,
         first_index: u64,
         committed_index: u64,
-        checkpoint: Option<Bytes>,
+        checkpoint: Option<&[u8]>,
     ) -> Result<()> {
         assert!(
             first_index > committed_index,
@@ -270,7 +270,7 @@ impl Log {
     }
 
     /// Ends the log at `tip`, an entry of it, and continues in a new segment.
-    pub(super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<Bytes>) -> Result<()> {
+    pub(super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<&[u8]>) -> Result<()> {
         let old = self.segments();
         let kept = old.partition_point(|segment| segment.base_index() <= tip.index);
         let previous_base = kept.checked_sub(1).map_or(0, |n| old[n].base_index());
@@ -287,7 +287,7 @@ impl Log {
     ///
     /// # Errors
     /// What the system said; the log is then as it was.
-    pub fn reset(&mut self, tip: Tip, checkpoint: Bytes) -> Result<()> {
+    pub fn reset(&mut self, tip: Tip, checkpoint: &[u8]) -> Result<()> {
         self.context.failure.check()?;
         self.restart(Origin::Reset, tip, 0, Some(checkpoint), 0)?;
         self.shared.start_offset.store(tip.end_offset, Ordering::Release);
@@ -302,10 +302,10 @@ impl Log {
         origin: Origin,
         tip: Tip,
         previous_base: u64,
-        checkpoint: Option<Bytes>,
+        checkpoint: Option<&[u8]>,
         kept: usize,
     ) -> Result<()> {
-        let bytes = checkpoint.as_deref().unwrap_or_default();
+        let bytes = checkpoint.unwrap_or_default();
         let header = self.next_header(origin, tip, previous_base, bytes, checkpoint.is_some());
         let segment = Segment::create(&self.context, &self.dir, header, bytes, false)?;
         self.next_generation += 1;
@@ -412,12 +412,13 @@ impl Log {
     /// What the system said; the rest is tried again next time.
     pub fn reclaim(&mut self) -> Result<usize> {
         let synced = self.context.journal.synced_sequence();
+        let first = self.segments()[0].clone();
         let before = self.condemned.len();
         let mut waiting = Vec::new();
         for (segment, until) in std::mem::take(&mut self.condemned) {
             let is_safe = match &until {
-                Until::Journaled(sequence) => synced >= *sequence,
-                Until::Named(successor) => successor.is_durably_named(),
+                Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+                Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
             };
             let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };
             match removed {

@@ -68,8 +68,8 @@ impl Facts {
         let unknown = Watermark { generation: 0, index: 0, term: 0 };
         let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
         for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
-            let cuts = matches!(header.origin, Origin::Truncated | Origin::Reset);
-            if cuts && header.generation > watermark.generation {
+            // When the segment was made the log ended right before it, and a repair ends nothing.
+            if header.origin != Origin::Repaired && header.generation > watermark.generation {
                 let tip = header.previous;
                 let is_cut = tip.index < watermark.index;
                 watermark.term = if is_cut { tip.term } else { watermark.term };
@@ -95,6 +95,7 @@ struct Opening {
 }
 
 /// How a log ends.
+#[derive(Debug, Clone, Copy)]
 struct End {
     case: Case,
     tip: Tip,
@@ -110,10 +111,14 @@ impl Opening {
     /// the files that make up the log.
     fn tidy_up(&mut self, files: Files) -> Result<Vec<SegmentFile>> {
         let mut live = files.live;
-        let first_index = self.facts.start.map_or(0, |start| start.first_index);
-        let is_before = |n: usize, live: &[SegmentFile]| {
-            live.get(n + 1).is_some_and(|next| next.base_index <= first_index)
+        // A log starts at the last segment that is no later than the recorded start in any way.
+        let is_at_start = |file: &SegmentFile| {
+            let fits = |header: &SegmentHeader, start: LogStart| {
+                header.base_index() <= start.first_index && header.base_offset() <= start.offset
+            };
+            self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };
+        let is_before = |n: usize, live: &[SegmentFile]| live.get(n + 1).is_some_and(is_at_start);
         let count = (0..live.len()).take_while(|n| is_before(*n, &live)).count();
         for file in files.void.into_iter().chain(live.drain(..count)) {
             self.context.fs.remove_file(&file.path).at("remove", &file.path)?;
@@ -189,7 +194,7 @@ impl Opening {
 
     /// Writes a damaged copy of a header again, from the good one.
     ///
-    /// DURABILITY: not synced; until it is, the good copy still serves.
+    /// DURABILITY: synced at once, so that both copies are good before one can fail again.
     fn heal_header(&self, file: &SegmentFile, header: &SegmentHeader) -> Result<()> {
         let bytes = header.encode();
         for copy in &file.bad_copies {
@@ -197,6 +202,7 @@ impl Opening {
             let open = self.context.fs.open(&file.path, OpenMode::Write).at("open", &file.path)?;
             let parts = [std::io::IoSlice::new(&bytes)];
             open.write_at(&parts, COPY_POSITIONS[*copy]).at("write", &file.path)?;
+            open.sync().at("sync", &file.path)?;
         }
         Ok(())
     }
@@ -296,7 +302,8 @@ impl Opening {
         let active = self.segments.last().expect("a log has a segment");
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         let start = self.facts.start.map_or(0, |start| start.offset);
-        let start = start.max(self.segments[0].base_offset()).min(end.tip.end_offset);
+        // The start may lie beyond the end: what was there was committed elsewhere and comes back.
+        let start = start.max(self.segments[0].base_offset());
         let shared = Shared {
             start_offset: AtomicU64::new(start),
             end_offset: AtomicU64::new(end.tip.end_offset),
@@ -362,6 +369,7 @@ fn is_as_closed(active: &Arc<Segment>, closed: &Closed) -> bool {
     let walked = Walk::new(active, row, closed.tip.index, Access::MayBlock).and_then(|mut walk| {
         let mut last = None;
         while let Some((header, position)) = walk.next_header()? {
+            walk.payload(&header, position)?;
             last = Some((header.tip(), position + header.frame_bytes()));
         }
         Ok(last)

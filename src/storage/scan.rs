@@ -218,7 +218,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(file: &'a dyn File, pace: &'a mut dyn FnMut(u64)) -> Self {
-        Self { file, pace, file_bytes: file.len().unwrap_or(0), buffer: Vec::new(), start: 0 }
+        Self { file, pace, file_bytes: file.length().unwrap_or(0), buffer: Vec::new(), start: 0 }
     }
 
     fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {

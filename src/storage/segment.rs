@@ -281,6 +281,11 @@ impl Segment {
         *self.lock_name() == Name::Durable
     }
 
+    /// True once the segment was removed.
+    pub(super) fn is_void(&self) -> bool {
+        self.is_void.load(Ordering::Acquire)
+    }
+
     /// The directory that the file's name is in.
     pub(super) fn dir(&self) -> &Path {
         &self.dir

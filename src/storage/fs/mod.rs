@@ -72,7 +72,7 @@ pub trait Lock: Send + Sync + fmt::Debug {}
 /// An open file.
 pub trait File: Send + Sync + fmt::Debug {
     /// Length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     /// Writes the concatenation of `parts` at `position`: all of it, or an error after which any
     /// part of it may have been written.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;

@@ -131,7 +131,7 @@ impl Lock for OsLock {}
 struct OsFile(fs::File);
 
 impl File for OsFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

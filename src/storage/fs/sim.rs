@@ -136,6 +136,11 @@ impl SimFs {
         self.lock_disk().seen.keys().cloned().collect()
     }
 
+    /// Bytes that all files together have.
+    pub fn used_bytes(&self) -> u64 {
+        self.lock_disk().used()
+    }
+
     /// What a power cut now could lose, in a fixed order.
     pub fn pending(&self) -> Vec<Pending> {
         let disk = self.lock_disk();
@@ -514,7 +519,7 @@ impl SimFile {
 }
 
 impl File for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         self.with(|disk, id| Ok(disk.files[id].seen.len() as u64))
     }
 

@@ -297,7 +297,7 @@ fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) => return Err(Error::io("open", path, error)),
     };
     file.drop_cache().at("drop the cache of", path)?;
-    let len = usize::try_from(file.len().at("measure", path)?).unwrap_or(usize::MAX);
+    let len = usize::try_from(file.length().at("measure", path)?).unwrap_or(usize::MAX);
     let mut bytes = vec![0; len];
     Ok(read_exact_at(&*file, &mut bytes, 0).ok().map(|()| bytes))
 }
