@@ -9,25 +9,25 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
 /// What is compared, and what one lap of it does.
-pub struct Contest {
+pub(crate) struct Contest {
     /// First part of the benchmark ids.
-    pub group: &'static str,
+    pub(crate) group: &'static str,
     /// The parameters, the second part.
-    pub parameters: String,
+    pub(crate) parameters: String,
     /// Operations in a lap.
-    pub operations: u64,
+    pub(crate) operations: u64,
     /// Payload bytes in a lap.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// How fast Quipu must be in relation to the floor, at least.
-    pub target: f64,
+    pub(crate) target: f64,
 }
 
 /// Does one lap and returns the time that counts.
-pub type Lap<'a> = &'a mut dyn FnMut() -> Duration;
+pub(crate) type Lap<'a> = &'a mut dyn FnMut() -> Duration;
 
 /// The results so far.
 #[derive(Default)]
-pub struct Scoreboard {
+pub(crate) struct Scoreboard {
     lines: Vec<Line>,
 }
 
@@ -42,7 +42,7 @@ struct Line {
 impl Scoreboard {
     /// Runs one benchmark for each side, all in turns. The first side is the floor; the target is
     /// for all others whose name starts with `quipu`.
-    pub fn compare(
+    pub(crate) fn compare(
         &mut self,
         criterion: &mut Criterion,
         contest: &Contest,
@@ -84,7 +84,7 @@ impl Scoreboard {
 
     /// Prints a table of all sides: time of an operation, throughput, and speed in relation to the
     /// floor.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let header = ["median of interleaved laps", "each", "MB/s", "of floor", "target"];
         println!(
             "\n{:<52}{:>12}{:>9}{:>10}{:>8}",
@@ -116,7 +116,7 @@ fn run_lap_each(sides: &mut [(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
 }
 
 /// The middle one of some durations.
-pub fn median(times: &mut [Duration]) -> Duration {
+pub(crate) fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }

@@ -10,14 +10,14 @@ use tempfile::TempDir;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// A directory that is removed when this is dropped.
-pub struct Place(TempDir);
+pub(crate) struct Place(TempDir);
 
 impl Place {
     /// Makes a directory under `$QUIPU_BENCH_DIR`, or else under cargo's target directory.
     ///
     /// # Panics
     /// If that is in memory: a sync there costs nothing and says nothing.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let chosen = env::var_os("QUIPU_BENCH_DIR");
         let root = chosen.map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
         fs::create_dir_all(&root).expect("the bench directory can be made");
@@ -29,7 +29,7 @@ impl Place {
     }
 
     /// Its path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
