@@ -10,5 +10,6 @@ mod faults;
 mod model;
 mod recovery;
 mod repair;
+mod review;
 mod support;
 mod threads;
