@@ -18,10 +18,20 @@ use uuid::Uuid;
 use crate::support::*;
 
 /// The modelled disk with one more fault: syncing a directory fails.
-#[derive(Debug, Clone)]
+#[derive(Clone, Default)]
 struct DirFaultFs {
     inner: SimFs,
     broken: Arc<Mutex<Option<PathBuf>>>,
+    /// Run once, right after the directory of [`LOG`] was synced; true makes the call fail.
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+type Hook = Box<dyn FnOnce() -> bool + Send>;
+
+impl std::fmt::Debug for DirFaultFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DirFaultFs")
+    }
 }
 
 impl Fs for DirFaultFs {
@@ -47,7 +57,12 @@ impl Fs for DirFaultFs {
         if self.broken.lock().unwrap().as_deref() == Some(dir) {
             return Err(io::Error::other("injected directory sync error"));
         }
-        self.inner.sync_dir(dir)
+        self.inner.sync_dir(dir)?;
+        let hook = if dir == log_dir() { self.hook.lock().unwrap().take() } else { None };
+        match hook.is_some_and(|hook| hook()) {
+            true => Err(io::Error::other("injected directory sync error")),
+            false => Ok(()),
+        }
     }
     fn sync_filesystem(&self, path: &Path) -> io::Result<()> {
         self.inner.sync_filesystem(path)
@@ -160,7 +175,7 @@ fn r02_an_unreadable_header_never_deletes_good_segments() {
 #[test]
 fn r03_a_name_found_after_a_process_crash_is_made_durable_before_it_is_believed() {
     let sim = SimFs::new();
-    let fs = DirFaultFs { inner: sim.clone(), broken: Arc::default() };
+    let fs = DirFaultFs { inner: sim.clone(), ..DirFaultFs::default() };
     let dir = DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), Config::tiny()).unwrap();
     let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
     append(&mut log, 1, 100).unwrap();
@@ -292,7 +307,7 @@ fn r06b_a_journal_sync_after_a_failed_one_is_not_believed() {
     let sequence = journal.record(&[vote(b"for node 2")]).unwrap();
     fs.fail_sync(0);
     assert!(journal.sync().is_err());
-    fs.fail_sync(0);
+    fs.fail_sync(1);
     assert!(journal.sync().is_err());
     // Both copies were marked clean without reaching the disk.
     let second = journal.sync();
@@ -317,7 +332,7 @@ fn r06c_a_rewrite_that_fails_halfway_does_not_shadow_what_is_recorded_after_it()
         Ok(sequence) => sequence,
         Err(_) => return,
     };
-    fs.fail_sync(3);
+    fs.fail_sync(2);
     let _ = journal.sync();
     if journal.synced_sequence() < sequence {
         return;
@@ -375,7 +390,7 @@ fn r08_cutting_a_torn_tail_keeps_the_only_checkpoint() {
 fn r09_repairing_a_truncating_segment_keeps_the_cut_in_force() {
     let fs = SimFs::new();
     let (dir, mut log) = new_log(&fs);
-    fill(&mut log, 20);
+    fill(&mut log, 15);
     log.record_watermark().unwrap();
     dir.journal().sync().unwrap();
     log.truncate_suffix(11, 10, None).unwrap();
@@ -392,7 +407,7 @@ fn r09_repairing_a_truncating_segment_keeps_the_cut_in_force() {
     log.sync().unwrap();
     assert_eq!(log.tip().index, 13);
     drop((dir, log));
-    fs.power_cut(|_| false);
+    fs.power_cut(|_| true);
     let (_dir, _log, report) = reopen(&fs);
     assert_eq!((report.case, report.last_index), (Case::Whole, 13), "{report:?}");
 }
@@ -405,20 +420,17 @@ fn r09b_dropped_segments_stay_dropped_when_their_cut_was_repaired() {
     let second = log.reader().segments()[1].base_index();
     log.truncate_suffix(second, second - 1, None).unwrap();
     fill(&mut log, 3);
+    // The segment that made the cut is repaired before the dropped ones were reclaimed.
+    let name = format!("{second:020}");
+    let is_cut = |p: &Path| p.to_str().unwrap().contains(&name);
+    let cut = segment_paths(&fs).into_iter().rfind(|p| is_cut(p)).unwrap();
     let entries = read_all(&log);
-    let cut = segment_paths(&fs).into_iter().filter(|p| p.to_str().unwrap().contains(&format!("{second:020}"))).next_back().unwrap();
     fs.damage(&cut, |bytes| bytes[4608 + 90] ^= 1);
-    drop((dir, log));
-    fs.process_crash();
-    let (dir, mut log, _) = reopen(&fs);
-    let _ = &entries;
-    drop(dir);
-    // The files of the dropped segments were unlinked at open; a power cut takes some unlinks back.
     log.repair(&entries[second as usize - 1..]).unwrap();
     log.reclaim().unwrap();
-    drop(log);
-    let third = |p: &Path| p.extension().is_some_and(|e| e == "seg") && !p.to_str().unwrap().contains(&format!("{second:020}"));
-    fs.power_cut(|pending| !matches!(pending, Pending::Name(path) if third(path)));
+    drop((dir, log));
+    // Nothing synced the directory after the removals: some survive the power cut and some do not.
+    fs.power_cut(|pending| matches!(pending, Pending::Name(path) if is_cut(path)));
     let (_dir, log, report) = reopen(&fs);
     assert_eq!(log.tip().index, second + 2, "dropped entries are back: {report:?}");
 }
@@ -547,7 +559,7 @@ fn r13b_a_deleted_log_stays_deleted() {
 #[test]
 fn r14_a_failed_directory_sync_in_a_repair_ends_all_writing() {
     let sim = SimFs::new();
-    let fs = DirFaultFs { inner: sim.clone(), broken: Arc::default() };
+    let fs = DirFaultFs { inner: sim.clone(), ..DirFaultFs::default() };
     let (dir, mut log) = new_log(&sim);
     fill(&mut log, 10);
     log.record_watermark().unwrap();
@@ -776,15 +788,15 @@ fn r21_opening_many_logs_costs_time_in_proportion() {
         let fs = SimFs::new();
         let dir = open_dir_with(&fs, Config { open_segments_max: 1 << 20, ..Config::tiny() }).unwrap();
         let started = std::time::Instant::now();
-        let logs: Vec<Log> = (1..=1500)
+        let logs: Vec<Log> = (1..=5000)
             .map(|n| dir.create_log(LogId(Uuid::from_u128(n)), Tip::EMPTY, b"").unwrap())
             .collect();
         let elapsed = started.elapsed();
         drop(logs);
         elapsed
     };
-    let bounded = time(1500);
-    assert!(bounded < 2 * plain, "1,500 dirty logs: {plain:?} without a bound, {bounded:?} with one");
+    let bounded = time(5000);
+    assert!(bounded < 2 * plain, "5,000 dirty logs: {plain:?} without a bound, {bounded:?} with one");
 }
 
 // 22 --------------------------------------------------------------------------------------------
@@ -852,7 +864,7 @@ fn r25_scrubbing_reports_a_checkpoint_that_cannot_be_read() {
 #[test]
 fn r26_a_hiccup_in_reclaim_does_not_stop_it_for_ever() {
     let sim = SimFs::new();
-    let fs = DirFaultFs { inner: sim.clone(), broken: Arc::default() };
+    let fs = DirFaultFs { inner: sim.clone(), ..DirFaultFs::default() };
     let config = Config { allocation_bytes_first: 8 * 1024, ..Config::tiny() };
     let dir = DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), config).unwrap();
     let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
@@ -936,4 +948,301 @@ fn r30_scrubbed_head_damage_is_forgotten_once_repaired() {
     log.repair(&entries[first - 1..first]).unwrap();
     assert!(log.reader().scrub_segment(1, &mut |_| {}).unwrap().is_empty(), "the file is good");
     assert!(log.reader().faulty().is_empty(), "{:?}", log.reader().faulty());
+}
+
+#[test]
+fn r31_an_index_written_too_early_does_not_outlive_a_torn_tail() {
+    let sim = SimFs::new();
+    let fs = DirFaultFs { inner: sim.clone(), ..DirFaultFs::default() };
+    let config = Config { segment_bytes: 20 * 1024, ..Config::tiny() };
+    let open = || DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), config.clone()).unwrap();
+    let dir = open();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    append(&mut log, 1, 300).unwrap();
+    // A sync is under way; meanwhile the writer goes on and seals the segment.
+    let (reached, at_sync) = std::sync::mpsc::channel();
+    let (go_on, waiting) = std::sync::mpsc::channel::<()>();
+    *fs.hook.lock().unwrap() = Some(Box::new(move || {
+        reached.send(()).unwrap();
+        waiting.recv().unwrap();
+        false
+    }));
+    let handle = log.syncer_handle();
+    let syncing = std::thread::spawn(move || handle.sync());
+    at_sync.recv().unwrap();
+    for _ in 0..20 {
+        append(&mut log, 1, 300).unwrap();
+    }
+    log.roll(&mut checkpoint).unwrap();
+    go_on.send(()).unwrap();
+    syncing.join().unwrap().unwrap();
+    drop((dir, log));
+    // The power goes: the index reached the disk, the entries it tells of did not.
+    let is_index = |path: &Path| path.extension().is_some_and(|e| e == "idx");
+    sim.power_cut(|pending| match pending {
+        Pending::Sector { path, .. } | Pending::Length(path) | Pending::Name(path) => is_index(path),
+    });
+    let dir = open();
+    let (mut log, report) = dir.open_log(LOG).unwrap();
+    assert_eq!((report.case, report.last_index), (Case::Whole, 1));
+    // Other entries follow; the segment is full, the next one has its name, then the process dies.
+    for _ in 0..20 {
+        append(&mut log, 1, 250).unwrap();
+    }
+    log.roll(&mut checkpoint).unwrap();
+    append(&mut log, 1, 250).unwrap();
+    *fs.hook.lock().unwrap() = Some(Box::new(|| true));
+    assert!(log.sync().is_err());
+    drop((dir, log));
+    sim.process_crash();
+    let dir = open();
+    let (log, report) = dir.open_log(LOG).unwrap();
+    assert!(report.faulty.is_empty());
+    for index in 1..=22 {
+        let header = log.reader().header(index, Access::MayBlock);
+        assert!(header.is_ok(), "entry {index} is good and called {header:?}");
+    }
+}
+
+#[test]
+fn r32_removals_at_open_wait_until_what_replaces_them_has_its_name_for_good() {
+    let sim = SimFs::new();
+    let fs = DirFaultFs { inner: sim.clone(), ..DirFaultFs::default() };
+    let dir = DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), Config::tiny()).unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    fill(&mut log, 10);
+    let tip = Tip { index: 1000, term: 3, end_offset: 5000, append_time_ms: 1 << 40, chain: 9 };
+    log.reset(tip, b"snapshot").unwrap();
+    // The process dies after the rename, before the directory is synced.
+    *fs.broken.lock().unwrap() = Some(log_dir());
+    assert!(log.sync().is_err());
+    drop((dir, log));
+    sim.process_crash();
+    let (dir, log, _) = reopen(&sim);
+    assert_eq!(log.tip().index, 1000);
+    drop((dir, log));
+    // The removal of the old segment survives, the new one's name does not.
+    let old = |p: &Path| p.to_str().unwrap().contains("00000000000000000001-");
+    sim.power_cut(|pending| matches!(pending, Pending::Name(path) if old(path)));
+    let dir = open_dir(&sim).unwrap();
+    let opened = dir.open_log(LOG);
+    assert!(opened.is_ok(), "neither the old log nor the snapshot is left: {:?}", opened.err());
+}
+
+#[test]
+fn r33_a_bad_header_of_a_lost_tail_does_not_swallow_what_comes_after_its_repair() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    fill(&mut log, 25);
+    log.record_watermark().unwrap();
+    dir.journal().sync().unwrap();
+    let entries = read_all(&log);
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let last = segment_paths(&fs).pop().unwrap();
+    break_both_headers(&fs, &last);
+    let (dir, mut log, report) = reopen(&fs);
+    let lost = log.lost_tail().expect("the tail is lost");
+    assert_eq!(report.last_index, 25);
+    log.repair(&entries[lost.first_index as usize - 1..]).unwrap();
+    assert!(log.reader().faulty().is_empty(), "repaired");
+    fill(&mut log, 60);
+    log.record_watermark().unwrap();
+    dir.journal().sync().unwrap();
+    drop((dir, log));
+    fs.power_cut(|_| true);
+    let (_dir, log, report) = reopen(&fs);
+    assert!(report.faulty.is_empty(), "{report:?}");
+    assert_eq!(read_all(&log).len(), 85);
+}
+
+/// The real file system, with a stop in the midst of a read: the reader has the mapping, no slice.
+#[derive(Debug)]
+struct PausingFs {
+    inner: OsFs,
+    pause: Arc<Pause>,
+}
+
+#[derive(Debug, Default)]
+struct Pause {
+    is_armed: AtomicBool,
+    is_reached: AtomicBool,
+    is_over: AtomicBool,
+}
+
+#[derive(Debug)]
+struct PausingFile(Arc<dyn File>, Arc<Pause>);
+
+#[derive(Debug)]
+struct PausingMap(Box<dyn quipu::storage::fs::Map>, Arc<Pause>, Arc<()>);
+
+/// Counts the slices that are alive, as [`quipu::storage::fs::Map::is_borrowed`] is meant to
+/// (the real one always says true, see `r01b`).
+struct Counted(Bytes, #[expect(dead_code, reason = "counted")] Arc<()>);
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl quipu::storage::fs::Map for PausingMap {
+    fn slice(&self, position: u64, len: usize) -> Bytes {
+        Bytes::from_owner(Counted(self.0.slice(position, len), self.2.clone()))
+    }
+    fn is_resident(&self, position: u64, len: usize) -> bool {
+        if self.1.is_armed.swap(false, Ordering::SeqCst) {
+            self.1.is_reached.store(true, Ordering::SeqCst);
+            while !self.1.is_over.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+        self.0.is_resident(position, len)
+    }
+    fn populate(&self, position: u64, len: usize) -> io::Result<()> {
+        self.0.populate(position, len)
+    }
+    fn is_borrowed(&self) -> bool {
+        Arc::strong_count(&self.2) > 1
+    }
+}
+
+impl File for PausingFile {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+    fn write_at(&self, parts: &[io::IoSlice<'_>], position: u64) -> io::Result<()> {
+        self.0.write_at(parts, position)
+    }
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        self.0.read_at(buf, position)
+    }
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        self.0.write_zeros(from, to)
+    }
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        self.0.reserve(bytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+    fn drop_cache(&self) -> io::Result<()> {
+        self.0.drop_cache()
+    }
+    fn map(&self, reserve: u64) -> io::Result<Box<dyn quipu::storage::fs::Map>> {
+        Ok(Box::new(PausingMap(self.0.map(reserve)?, self.1.clone(), Arc::default())))
+    }
+}
+
+impl Fs for PausingFs {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_dir_all(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.inner.list(dir)
+    }
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(PausingFile(self.inner.open(path, mode)?, self.pause.clone())))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_file(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_dir(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.inner.sync_dir(dir)
+    }
+    fn sync_filesystem(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_filesystem(path)
+    }
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.free_bytes(path)
+    }
+    fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        self.inner.try_lock(path)
+    }
+    fn salt(&self) -> [u8; 16] {
+        self.inner.salt()
+    }
+    fn boot_id(&self) -> [u8; 16] {
+        self.inner.boot_id()
+    }
+}
+
+#[test]
+fn r34_a_file_is_not_recycled_under_a_reader_that_is_about_to_slice_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = Config {
+        segment_bytes: 16 * 1024,
+        allocation_bytes_first: 16 * 1024,
+        spares_max: 4,
+        open_segments_max: 100,
+        ..Config::tiny()
+    };
+    let pause = Arc::new(Pause::default());
+    let fs = PausingFs { inner: OsFs::new(), pause: pause.clone() };
+    let dir = DataDir::open(Arc::new(fs), temporary.path(), config).unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    for _ in 0..60 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    log.sync().unwrap();
+    let reader = log.reader();
+    pause.is_armed.store(true, Ordering::SeqCst);
+    let reading = std::thread::spawn(move || {
+        let mut out = Vec::new();
+        reader.read(1, 5, 1 << 20, Access::MayBlock, &mut out).map(|()| out)
+    });
+    while !pause.is_reached.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    log.advance_log_start(50).unwrap();
+    dir.journal().sync().unwrap();
+    log.reclaim().unwrap();
+    pause.is_over.store(true, Ordering::SeqCst);
+    let held = reading.join().unwrap().unwrap_or_default();
+    for _ in 0..100 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    for entry in &held {
+        assert!(entry.is_intact(), "entry {} changed after it was verified", entry.header.index);
+    }
+}
+
+#[test]
+fn r35_a_hostile_synced_index_does_not_panic_recovery() {
+    // Found behind a bad spot, one intact header with an absurd synced index decides the watermark.
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    fill(&mut log, 10);
+    let seed = log.reader().segments()[0].header().seed();
+    let mut header = log.reader().header(10, Access::MayBlock).unwrap();
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    header.synced_index = u64::MAX;
+    let bytes = header.encode(seed);
+    fs.damage(&segment_paths(&fs)[0].clone(), |file| {
+        file[4608 + 9 * 184..][..80].copy_from_slice(&bytes);
+        file[4608 + 7 * 184 + 90] ^= 1;
+    });
+    let (_dir, log, report) = reopen(&fs);
+    let end = log.lost_tail().map_or(log.tip().index, |lost| lost.last_index);
+    assert!(end <= 10, "the log promises entries up to {end}: {:?}", report.case);
+}
+
+#[test]
+fn r01b_a_mapping_without_slices_is_not_borrowed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let fs = OsFs::new();
+    let file = fs.open(&temporary.path().join("file"), OpenMode::Create).unwrap();
+    file.write_zeros(0, 8192).unwrap();
+    let map = file.map(8192).unwrap();
+    let slice = map.slice(0, 10);
+    assert!(map.is_borrowed());
+    drop(slice);
+    assert!(!map.is_borrowed(), "no file that is still open is ever recycled");
 }
