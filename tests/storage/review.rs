@@ -1246,3 +1246,34 @@ fn r01b_a_mapping_without_slices_is_not_borrowed() {
     drop(slice);
     assert!(!map.is_borrowed(), "no file that is still open is ever recycled");
 }
+
+#[test]
+fn r36_a_repair_that_joins_two_segments_can_be_read() {
+    use std::os::unix::fs::FileExt as _;
+    let temporary = tempfile::tempdir().unwrap();
+    let big = 33 * 1024 * 1024;
+    let config = Config { segment_bytes: big, allocation_bytes_max: big, spares_max: 0, ..Config::tiny() };
+    let open = || DataDir::open(Arc::new(OsFs::new()), temporary.path(), config.clone()).unwrap();
+    let dir = open();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    for _ in 0..60 {
+        append(&mut log, 1, 1 << 20).unwrap();
+    }
+    log.sync().unwrap();
+    log.record_watermark().unwrap();
+    dir.journal().sync().unwrap();
+    let entries = read_from(&log.reader(), 1).unwrap();
+    let last = log.reader().segments().last().unwrap().header().file_name();
+    drop((dir, log));
+    let path = temporary.path().join("logs").join(LOG.to_string()).join(last);
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(b"bad", 20).unwrap();
+    file.write_all_at(b"bad", 4096 + 20).unwrap();
+    let dir = open();
+    let (mut log, _) = dir.open_log(LOG).unwrap();
+    let lost = log.lost_tail().unwrap();
+    log.repair(&entries[lost.first_index as usize - 1..]).unwrap();
+    let mut out = Vec::new();
+    log.reader().read(60, 60, 1, Access::MayBlock, &mut out).unwrap();
+    assert_eq!(out.len(), 1);
+}
