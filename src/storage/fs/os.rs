@@ -4,11 +4,12 @@
 //! every I/O error is a return code. Symbolic links are never followed for the last component of a
 //! path.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{Advice, FlockOperation};
@@ -26,8 +27,8 @@ const ZEROS: &[u8] = &[0; 64 * 1024];
 /// The operating system's files.
 #[derive(Debug, Default)]
 pub struct OsFs {
-    /// Kept open, so that `syncfs` through it reports every write error since the start.
-    root: OnceLock<fs::File>,
+    /// Kept open, so that `syncfs` through them reports every write error since the first time.
+    roots: Mutex<BTreeMap<PathBuf, Arc<fs::File>>>,
 }
 
 impl OsFs {
@@ -77,10 +78,16 @@ impl Fs for OsFs {
     }
 
     fn sync_filesystem(&self, path: &Path) -> io::Result<()> {
-        if self.root.get().is_none() {
-            let _ = self.root.set(fs::File::open(path)?);
-        }
-        let root = self.root.get().expect("the directory was opened above");
+        let mut roots = self.roots.lock().expect("no holder of the roots panics");
+        let root = match roots.get(path) {
+            Some(root) => root.clone(),
+            None => {
+                let root = Arc::new(fs::File::open(path)?);
+                roots.insert(path.to_path_buf(), root.clone());
+                root
+            }
+        };
+        drop(roots);
         Ok(rustix::fs::syncfs(root)?)
     }
 

@@ -133,8 +133,8 @@ impl<'a> Examination<'a> {
     }
 
     /// Names the files that do not count and returns those that do.
-    fn sort_out(&mut self, files: Files) -> Vec<SegmentFile> {
-        let mut live = files.live;
+    fn sort_out(&mut self, mut files: Files) -> Vec<SegmentFile> {
+        let mut live = files.with_unreadable();
         let first_index = self.subject.facts.start.map_or(0, |start| start.first_index);
         let is_before =
             |n: &usize| live.get(n + 1).is_some_and(|next| next.base_index <= first_index);

@@ -159,7 +159,8 @@ impl Inspector {
     /// Bytes of all files that an inspection reads; what cannot be measured counts nothing.
     pub fn bytes(&self) -> u64 {
         let files_of = |(id, dir): &(LogId, PathBuf)| Files::read(&*self.fs, dir, *id).ok();
-        let live = self.logs.iter().filter_map(files_of).flat_map(|files| files.live);
+        let live =
+            self.logs.iter().filter_map(files_of).flat_map(|mut files| files.with_unreadable());
         let asked = live.filter(|file| self.only.as_ref().is_none_or(|only| *only == file.path));
         asked.map(|file| file.bytes).sum()
     }
