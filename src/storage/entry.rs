@@ -163,6 +163,13 @@ impl EntryHeader {
         bytes
     }
 
+    /// True if a few fields are in their ranges, so that a look at the CRC is worth while.
+    pub(super) fn is_plausible(bytes: &[u8]) -> bool {
+        Kind::from_byte(bytes[44]).is_some()
+            && u32_at(bytes, 36) <= PAYLOAD_BYTES_MAX
+            && bytes[74..76] == [0, 0]
+    }
+
     /// Decodes a header and checks its CRC.
     ///
     /// # Errors

@@ -235,6 +235,9 @@ impl LogReader {
             return Ok(Vec::new());
         };
         let found = check_segment(segment, Some(next.header().previous), pace)?;
+        if segment.is_void() {
+            return Ok(Vec::new());
+        }
         // The index of a damaged segment is made anew when it is next needed, around the damage.
         if !found.is_empty() {
             segment.drop_index()?;

@@ -93,9 +93,13 @@ impl Scan {
         let bytes_end = if scanner.is_stopped { run.end } else { scanner.bytes_end(run.end) };
         let (mut runs, mut reasons) = (Vec::new(), Vec::new());
         loop {
-            let last_index = run.tip.index;
+            // The entry that comes next was just found not to continue the run.
+            let bad_index = run.tip.index + 1;
             let resume = run.end;
-            assert!(resume % ALIGNMENT == 0, "frames end at multiples of eight, not at {resume}");
+            assert!(
+                resume.is_multiple_of(ALIGNMENT),
+                "frames end at multiples of eight, not at {resume}"
+            );
             assert!(run.tip.index + 1 >= run.first_index, "a run goes forward: {run:?}");
             runs.push(run);
             reasons.push(scanner.last_bad.1.clone());
@@ -103,7 +107,7 @@ impl Scan {
                 break;
             }
             scanner.run += 1;
-            match scanner.find_frame(resume, last_index) {
+            match scanner.find_frame(resume, bad_index) {
                 Some((position, first)) => run = scanner.run_after_gap(position, &first),
                 None => break,
             }
@@ -226,6 +230,12 @@ impl<'a> Scanner<'a> {
         Ok(header)
     }
 
+    /// False if the bytes at `position`, which the window holds, are no header of any segment.
+    fn may_be_header(&mut self, position: u64) -> bool {
+        let bytes = self.window.bytes(position, HEADER_BYTES);
+        bytes.is_ok_and(EntryHeader::is_plausible)
+    }
+
     fn check_payload(&mut self, position: u64, header: &EntryHeader) -> Result<(), String> {
         let start = position + HEADER_BYTES as u64;
         let bytes = self.window.bytes(start, header.payload_len as usize)?;
@@ -240,8 +250,11 @@ impl<'a> Scanner<'a> {
         ))
     }
 
-    /// Finds the next intact frame with an index above `last_index`.
-    fn find_frame(&mut self, from: u64, last_index: u64) -> Option<(u64, EntryHeader)> {
+    /// Finds the next intact frame with an index above `bad_index`.
+    ///
+    /// Most places are told apart from a header by a glance at a few fields: 64 MiB of free space
+    /// take 30 ms and not 200.
+    fn find_frame(&mut self, from: u64, bad_index: u64) -> Option<(u64, EntryHeader)> {
         let mut position = from.next_multiple_of(ALIGNMENT);
         while position + HEADER_BYTES as u64 <= self.window.file_bytes {
             if let Err(unreadable) = self.window.load(position, HEADER_BYTES) {
@@ -249,8 +262,9 @@ impl<'a> Scanner<'a> {
                 position = (position + 1).next_multiple_of(UNREADABLE_STEP_BYTES);
                 continue;
             }
-            let found = self.header(position).ok().filter(|header| header.index > last_index);
-            if let Some(header) = found
+            let found =
+                if self.may_be_header(position) { self.header(position).ok() } else { None };
+            if let Some(header) = found.filter(|header| header.index > bad_index)
                 && self.check_payload(position, &header).is_ok()
             {
                 return Some((position, header));

@@ -86,7 +86,7 @@ impl<'a> Walk<'a> {
         }
         self.position += header.frame_bytes();
         self.next_index += 1;
-        assert!(self.position % 8 == 0, "a frame ends at {}", self.position);
+        assert!(self.position.is_multiple_of(8), "a frame ends at {}", self.position);
         if self.position > self.end {
             let what = format!("entry {} reaches beyond the segment's end", header.index);
             return Err(self.segment.damage(position, what));

@@ -11,5 +11,6 @@ mod model;
 mod real_input;
 mod recovery;
 mod repair;
+mod review;
 mod support;
 mod threads;

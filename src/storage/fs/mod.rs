@@ -90,8 +90,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Asks the system to forget the file's clean pages, so that later reads judge the disk.
     fn drop_cache(&self) -> io::Result<()>;
     /// Maps the first `reserve` bytes for reading; they may lie beyond the end of the file as long
-    /// as they are not touched.
-    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>>;
+    /// as they are not touched. The mapping holds `lease` until its last slice is gone, so that
+    /// the owner of the file knows when nobody looks at it any more.
+    fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>>;
 }
 
 /// A read-only view of a file that sees later writes to it.
@@ -106,8 +107,6 @@ pub trait Map: Send + Sync + fmt::Debug {
     /// Brings the range into memory, waiting for the disk; a bad sector is an error here and not a
     /// signal.
     fn populate(&self, position: u64, len: usize) -> io::Result<()>;
-    /// True while a slice of this mapping is alive.
-    fn is_borrowed(&self) -> bool;
 }
 
 /// Reads exactly `buf.len()` bytes at `position`.

@@ -213,8 +213,8 @@ impl File for OsFile {
         Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed)?)
     }
 
-    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(FileMap::new(&self.0, reserve)?))
+    fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
+        Ok(Box::new(FileMap::new(&self.0, reserve, lease)?))
     }
 }
 
