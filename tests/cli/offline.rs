@@ -287,6 +287,7 @@ fn what_is_not_there_is_not_found() {
             said.contains(fixture.root().to_str().unwrap()) && said.contains("hint:"),
             "{said}"
         );
+        assert_eq!(said.matches("No such file").count(), 1, "{said}");
         assert_eq!(stdout(&output), "");
     }
 }
