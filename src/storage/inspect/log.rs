@@ -322,10 +322,14 @@ impl<'a> Examination<'a> {
         let tallies = || report.segments.iter().map(|segment| &segment.entries);
         report.first_index = tallies().find_map(|tally| tally.first_index);
         report.last_index = tallies().rev().find_map(|tally| tally.last_index);
+        let (first, last) = (report.first_index, report.last_index);
+        assert!(first <= last, "the log goes from {first:?} to {last:?}");
         let end_offset = self.last_tip.map_or(0, |tip| tip.end_offset);
         let start_offset = facts.start.map_or(0, |start| start.offset);
         let start_offset = start_offset.max(self.first_base_offset.unwrap_or(0));
         report.log_start_offset = start_offset.min(end_offset);
+        let records = report.totals.records;
+        assert!(records <= end_offset, "{records} records below offset {end_offset}");
         report.log_end_offset = end_offset;
         report.closed_cleanly = facts.closed.is_some_and(|closed| {
             let last = report.segments.last();
