@@ -20,7 +20,7 @@ use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
 /// The kernel takes at most this many parts in one vectored write.
 const PARTS_MAX: usize = 1024;
 /// How often, and how far apart, a lock that somebody holds is tried.
-const LOCK_TRIES: usize = 3;
+const LOCK_TRIES: usize = 5;
 const LOCK_TRY_EVERY: Duration = Duration::from_millis(5);
 const ZEROS: &[u8] = &[0; 64 * 1024];
 

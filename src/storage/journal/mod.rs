@@ -164,6 +164,10 @@ impl Journal {
                 damage.push(Damage { file: path, position, what });
             }
         }
+        // A process that uses the journal may have rewritten it between two looks.
+        if !damage.is_empty() && list_generations(fs, dir)? != generations {
+            return Self::examine(fs, dir);
+        }
         let facts = recovered.facts;
         Ok(Some(Examined { generation, sequence: recovered.sequence, facts, damage }))
     }
