@@ -100,14 +100,8 @@ impl Fs for OsFs {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
-        // Whoever only asks for the lock has it for an instant: that must not fail a start.
-        for _ in 0..LOCK_TRIES {
-            if flock(&file, FlockOperation::NonBlockingLockExclusive)? {
-                return Ok(Some(Box::new(OsLock(file))));
-            }
-            std::thread::sleep(LOCK_TRY_EVERY);
-        }
-        Ok(None)
+        let is_taken = flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(if is_taken { Some(Box::new(OsLock(file))) } else { None })
     }
 
     fn is_locked(&self, path: &Path) -> io::Result<bool> {
@@ -136,13 +130,19 @@ impl Fs for OsFs {
     }
 }
 
-/// Takes a lock without waiting; false when another process holds it.
+/// Takes a lock; false when another process holds it.
+///
+/// Tries for a moment: whoever only asks for the lock has it for an instant, and so does the child
+/// of a process that holds it, between its fork and its exec.
 fn flock(file: &fs::File, operation: FlockOperation) -> io::Result<bool> {
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_TRY_EVERY),
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(false)
 }
 
 /// Sixteen random bytes from the kernel.
