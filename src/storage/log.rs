@@ -454,6 +454,10 @@ impl Log {
     /// As [`super::Journal::record`].
     pub fn record_watermark(&self) -> Result<u64> {
         let index = self.sync.synced_index();
+        if index + 1 < self.reader().first_index() {
+            // The log start has moved beyond what is on disk: none of it is left to be told of.
+            return Ok(self.context.journal.synced_sequence());
+        }
         let term = self.reader().term_at(index, super::Access::MayBlock)?;
         let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())
