@@ -49,8 +49,9 @@ pub struct Log {
 /// When a dropped segment's file may go.
 #[derive(Debug, Clone)]
 pub(super) enum Until {
-    /// This record of the journal is durable.
-    Journaled(u64),
+    /// This record of the journal is durable, and this segment, which the log then starts with, has
+    /// its name for good.
+    Journaled(u64, Arc<Segment>),
     /// This segment, which replaces it, has its name for good.
     Named(Arc<Segment>),
 }
@@ -351,7 +352,8 @@ impl Log {
     /// that stays has a checkpoint.
     ///
     /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
-    /// that record is durable (RELIABILITY D10).
+    /// that record is durable (RELIABILITY D10), and so is the segment that the log starts with then:
+    /// what it follows may be committed elsewhere and not be on this disk yet.
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
@@ -375,7 +377,8 @@ impl Log {
         self.shared.start_offset.store(offset, Ordering::Release);
         self.shared.segments.store(Arc::new(old[first..].to_vec()));
         let dropped = old[..first].iter();
-        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
+        let until = Until::Journaled(sequence, old[first].clone());
+        self.condemned.extend(dropped.map(|segment| (segment.clone(), until.clone())));
         Ok(())
     }
 
@@ -416,7 +419,9 @@ impl Log {
         let mut waiting = Vec::new();
         for (segment, until) in std::mem::take(&mut self.condemned) {
             let is_safe = match &until {
-                Until::Journaled(sequence) => synced >= *sequence,
+                Until::Journaled(sequence, first) => {
+                    synced >= *sequence && first.is_durably_named()
+                }
                 Until::Named(successor) => successor.is_durably_named(),
             };
             let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };

@@ -293,8 +293,10 @@ impl Opening {
     }
 
     fn finish(self, class: Class, end: End) -> Result<(Log, RecoveryReport)> {
-        let active = self.segments.last().expect("a log has a segment");
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
+        // The watermark may know generations whose segments never got their names. Theirs must not
+        // be given out again: a truncation would count as older than the watermark it cuts back.
+        let last_generation = last_generation.max(Some(self.facts.watermark.generation));
         let start = self.facts.start.map_or(0, |start| start.offset);
         let start = start.max(self.segments[0].base_offset()).min(end.tip.end_offset);
         let shared = Shared {
@@ -312,7 +314,7 @@ impl Opening {
             shared: Arc::new(shared),
             sync: Arc::new(sync),
             tip: end.tip,
-            next_generation: last_generation.unwrap_or(0).max(active.header().generation) + 1,
+            next_generation: last_generation.unwrap_or(0) + 1,
             condemned: Vec::new(),
             lost_tail: end.lost_tail,
         };

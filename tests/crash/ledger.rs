@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub(crate) enum Line {
     WillDelete { log: u64 },
     /// A log's start is about to move.
     WillStart { log: u64, offset: u64 },
+    /// What follows was called durable at this time.
+    Round { at_us: u128 },
     /// Entries are durable.
     Entries { log: u64, entries: Vec<(u64, Stamp)> },
     /// A fact of a log has this value, or a later one, for good.
@@ -44,9 +47,27 @@ pub(crate) enum Line {
     /// A log starts at this offset, or a later one, for good.
     Start { log: u64, offset: u64 },
     /// The directory was closed in order.
-    Closed,
+    Closed { at_us: u128 },
     /// The engine refused to go on.
     Failed { at_us: u128, error: String },
+}
+
+impl Line {
+    fn is_promise(&self) -> bool {
+        matches!(self, Self::Entries { .. } | Self::Fact { .. } | Self::Start { .. })
+    }
+
+    fn log(&self) -> u64 {
+        match self {
+            Self::WillCreate { log }
+            | Self::WillDelete { log }
+            | Self::WillStart { log, .. }
+            | Self::Entries { log, .. }
+            | Self::Fact { log, .. }
+            | Self::Start { log, .. } => *log,
+            Self::Opened | Self::Round { .. } | Self::Closed { .. } | Self::Failed { .. } => 0,
+        }
+    }
 }
 
 /// Everything that has to be there after a crash.
@@ -57,7 +78,8 @@ pub(crate) struct Ledger {
     pub(crate) is_closed: bool,
     /// It may have, or did not get to open it.
     pub(crate) may_be_closed: bool,
-    pub(crate) failure: Option<(u128, String)>,
+    /// Why it ended by itself.
+    pub(crate) failure: Option<String>,
     pub(crate) entries: u64,
     pub(crate) facts: u64,
 }
@@ -77,51 +99,59 @@ pub(crate) struct Promises {
 }
 
 impl Ledger {
-    /// Takes over what a worker reported that was to close the directory, or not. A last line that was cut short was never said.
-    pub(crate) fn read(&mut self, report: &Path, closes: bool) -> Result<()> {
+    /// Takes over what a worker reported that was to close the directory, or not. A last line that
+    /// was cut short was never said.
+    ///
+    /// What was called durable after the power was cut was said by nobody: the kernel is still there
+    /// and may answer a sync that was under way, the machine would not be.
+    pub(crate) fn read(&mut self, report: &Path, closes: bool, cut_us: u128) -> Result<()> {
         self.is_closed = false;
         self.may_be_closed = true;
         self.failure = None;
+        let mut is_late = false;
         let text = fs::read_to_string(report)?;
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-            let line = serde_json::from_str(line).with_context(|| line.to_owned())?;
-            self.note(line, closes);
+            match serde_json::from_str(line).with_context(|| line.to_owned())? {
+                Line::Opened => self.may_be_closed = closes,
+                Line::Round { at_us } => is_late = at_us >= cut_us,
+                Line::Closed { at_us } => self.is_closed = at_us < cut_us,
+                Line::Failed { at_us, error } if at_us < cut_us => self.failure = Some(error),
+                Line::Failed { .. } => {}
+                line if line.is_promise() && is_late => {}
+                line => self.note(line),
+            }
         }
         Ok(())
     }
 
-    fn note(&mut self, line: Line, closes: bool) {
+    fn note(&mut self, line: Line) {
+        let log = match line {
+            Line::WillCreate { log } => return drop(self.logs.insert(log, Promises::default())),
+            _ => line.log(),
+        };
+        let promises = self.logs.get_mut(&log).expect("a log is announced before all else");
         match line {
-            Line::Opened => self.may_be_closed = closes,
-            Line::WillCreate { log } => drop(self.logs.insert(log, Promises::default())),
-            Line::WillDelete { log } => self.log(log).is_deleted = true,
-            Line::WillStart { log, offset } => {
-                let promises = self.log(log);
-                promises.start_max = promises.start_max.max(offset);
-            }
-            Line::Entries { log, entries } => {
+            Line::WillDelete { .. } => promises.is_deleted = true,
+            Line::WillStart { offset, .. } => promises.start_max = promises.start_max.max(offset),
+            Line::Entries { entries, .. } => {
                 self.entries += entries.len() as u64;
-                let promises = self.log(log);
                 promises.exists = true;
                 promises.entries.extend(entries);
             }
-            Line::Fact { log, value } => {
+            Line::Fact { value, .. } => {
                 self.facts += 1;
-                let promises = self.log(log);
                 promises.fact = promises.fact.max(value);
             }
-            Line::Start { log, offset } => {
-                let promises = self.log(log);
-                promises.start = promises.start.max(offset);
-            }
-            Line::Closed => self.is_closed = true,
-            Line::Failed { at_us, error } => self.failure = Some((at_us, error)),
+            Line::Start { offset, .. } => promises.start = promises.start.max(offset),
+            _ => unreachable!("{line:?} is about no log"),
         }
     }
+}
 
-    fn log(&mut self, log: u64) -> &mut Promises {
-        self.logs.get_mut(&log).expect("a log is announced before anything is said of it")
-    }
+/// The clock that both processes go by, in microseconds.
+pub(crate) fn now_us() -> u128 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("it is later than 1970").as_micros()
 }
 
 /// The id of log number `log`.

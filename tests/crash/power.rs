@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use quipu::storage::Class;
 use quipu::storage::fs::Fs;
 
 use crate::check::{Findings, open_dir};
 use crate::image::Image;
 use crate::kernel::{self, Cut};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, now_us};
 use crate::machine::{Machine, Sabotage};
 use crate::support::Random;
 use crate::worker::{self, Assignment};
@@ -65,7 +65,8 @@ fn a_name_given_before_the_sync_is_noticed() {
 
 fn run_and_report(end: End) {
     let seed = seed();
-    let cycles = std::env::var("QUIPU_POWER_CUTS").map_or(CYCLES, |text| text.parse().unwrap());
+    let cycles =
+        std::env::var("QUIPU_POWER_CUTS").map_or(CYCLES, |text| text.parse().expect("a number"));
     println!("QUIPU_CRASH_SEED={seed} QUIPU_POWER_CUTS={cycles}");
     let Some(mut run) = Run::start(seed, end, Sabotage::None) else { return };
     let started = Instant::now();
@@ -89,8 +90,8 @@ fn expect_noticed(sabotage: Sabotage) {
 }
 
 fn seed() -> u64 {
-    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
-    std::env::var("QUIPU_CRASH_SEED").map_or_else(|_| clock(), |text| text.parse().unwrap())
+    let given = std::env::var("QUIPU_CRASH_SEED").ok();
+    given.map_or_else(|| now_us() as u64, |text| text.parse().expect("a seed is a number"))
 }
 
 /// A directory that lives through many crashes.
@@ -148,12 +149,11 @@ impl Run {
     fn cycle(&mut self) -> Result<()> {
         self.cycles += 1;
         let closes_after = self.random.chance(10).then(|| self.random.below(200));
-        let was_cut = self.work(closes_after)?;
-        self.ledger.read(&self.report(), closes_after.is_some())?;
+        let cut_us = self.work(closes_after)?.unwrap_or(u128::MAX);
+        self.ledger.read(&self.report(), closes_after.is_some(), cut_us)?;
         fs::remove_file(self.report())?;
-        if let Some((at_us, error)) = &self.ledger.failure {
-            let is_expected = was_cut.is_some_and(|cut_us| *at_us >= cut_us);
-            ensure!(is_expected, "the worker failed: {error}");
+        if let Some(error) = &self.ledger.failure {
+            bail!("the worker failed: {error}");
         }
         let is_closed = self.ledger.is_closed;
         self.closed += u64::from(is_closed);
@@ -240,7 +240,7 @@ impl Run {
         if self.random.chance(60) {
             self.write_some_out();
         }
-        let at_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+        let at_us = now_us();
         let cut = if self.random.chance(25) { Cut::JournalFlushed } else { Cut::Nothing };
         self.image.cut_power(cut).context("cut the power")?;
         Ok(Some(at_us))

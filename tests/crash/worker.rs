@@ -8,17 +8,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quipu::storage::fs::Fs;
 use quipu::storage::{
-    Change, Config, DataDir, Entry, Error, FactKind, Kind, Log, Result, SyncRequest, Syncer, Tip,
+    Access, Change, Config, DataDir, Entry, Error, FactKind, Kind, Log, Result, SyncRequest,
+    Syncer, Tip,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::check::open_dir;
-use crate::ledger::{Line, Stamp, fact, fact_value, id, number};
+use crate::ledger::{Line, Stamp, fact, fact_value, id, now_us, number};
 use crate::machine::{Machine, Sabotage};
 use crate::support::{Random, checkpoint};
 
@@ -83,7 +84,7 @@ fn work(assignment: &Assignment) {
     let board = Arc::new(Board::new(report));
     let worked = Worker::open(assignment, &board).and_then(|worker| worker.run(assignment));
     match worked {
-        Ok(()) => board.say(&Line::Closed),
+        Ok(()) => board.say(&Line::Closed { at_us: now_us() }),
         Err(error) => board.fail(&error),
     }
 }
@@ -100,8 +101,10 @@ struct State {
     pledges: BTreeMap<u64, Pledge>,
     /// Appended entries that are not durable as far as is known, by log.
     entries: BTreeMap<u64, BTreeMap<u64, Stamp>>,
-    /// Highest durable index by log.
-    durable: BTreeMap<u64, u64>,
+    /// Highest durable index by log, and the offset after it.
+    durable: BTreeMap<u64, (u64, u64)>,
+    /// Up to which index a log must not be truncated any more, durable or not.
+    committed: BTreeMap<u64, u64>,
     /// Recorded facts that no token stands for yet.
     facts: Vec<Line>,
 }
@@ -120,6 +123,7 @@ impl Board {
             pledges: BTreeMap::new(),
             entries: BTreeMap::new(),
             durable: BTreeMap::new(),
+            committed: BTreeMap::new(),
             facts: Vec::new(),
         };
         Self { state: Mutex::new(state) }
@@ -130,14 +134,14 @@ impl Board {
     }
 
     fn fail(&self, error: &Error) {
-        let at_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
-        self.say(&Line::Failed { at_us, error: error.to_string() });
+        self.say(&Line::Failed { at_us: now_us(), error: error.to_string() });
     }
 
     /// Called by the syncer.
     fn on_round(&self, round: Result<&[u64]>) {
+        let at_us = now_us();
         match round {
-            Ok(tokens) => self.state.lock().unwrap().keep(tokens),
+            Ok(tokens) => self.state.lock().unwrap().keep(tokens, at_us),
             Err(error) => self.fail(&error),
         }
     }
@@ -151,17 +155,18 @@ impl State {
         self.report.write_all(text.as_bytes()).unwrap();
     }
 
-    fn keep(&mut self, tokens: &[u64]) {
-        let mut lines = Vec::new();
+    fn keep(&mut self, tokens: &[u64], at_us: u128) {
+        let mut lines = vec![Line::Round { at_us }];
         for token in tokens {
             let pledge = self.pledges.remove(token).expect("a token is reported once");
             lines.extend(pledge.facts);
             let Some(log) = pledge.log else { continue };
             let waiting = self.entries.entry(log).or_default();
             let later = waiting.split_off(&(pledge.last_index + 1));
-            let entries = std::mem::replace(waiting, later).into_iter().collect();
-            let durable = self.durable.entry(log).or_default();
-            *durable = pledge.last_index.max(*durable);
+            let entries: Vec<_> = std::mem::replace(waiting, later).into_iter().collect();
+            if let Some((index, stamp)) = entries.last() {
+                self.durable.insert(log, (*index, stamp.end_offset));
+            }
             lines.push(Line::Entries { log, entries });
         }
         self.say(&lines);
@@ -196,7 +201,8 @@ impl Worker {
                 Err(error) => return Err(error),
             };
             // What recovery found is durable.
-            board.state.lock().unwrap().durable.insert(number(log_id), log.tip().index);
+            let tip = (log.tip().index, log.tip().end_offset);
+            board.state.lock().unwrap().durable.insert(number(log_id), tip);
             logs.insert(number(log_id), log);
             let known = dir.journal().get(log_id, FactKind::HardState);
             next_fact = next_fact.max(known.as_ref().and_then(fact_value).unwrap_or(0) + 1);
@@ -247,7 +253,7 @@ impl Worker {
             60..70 => self.record_fact(log),
             70..74 => self.logs.get_mut(&log).unwrap().roll(&mut checkpoint),
             74..80 => self.truncate(log),
-            80..86 => self.advance_start(log),
+            80..86 => self.advance_start_somewhere(log),
             86..92 => self.logs.get_mut(&log).unwrap().reclaim().map(drop),
             92..94 => self.logs[&log].record_watermark().map(drop),
             94..97 if self.logs.len() < LOGS_MAX => self.create(),
@@ -364,10 +370,10 @@ impl Worker {
     fn truncate(&mut self, log: u64) -> Result<()> {
         let mut state = self.board.state.lock().unwrap();
         let opened = self.logs.get_mut(&log).unwrap();
-        let durable = state.durable.get(&log).copied().unwrap_or(0);
-        let durable = durable.max(opened.reader().first_index() - 1);
-        let first_index = durable + 1 + self.random.below(opened.tip().index - durable + 1);
-        opened.truncate_suffix(first_index, durable, None)?;
+        let durable = state.durable.get(&log).map_or(0, |(index, _)| *index);
+        let kept = durable.max(state.committed.get(&log).copied().unwrap_or(0));
+        let first_index = kept + 1 + self.random.below(opened.tip().index - kept + 1);
+        opened.truncate_suffix(first_index, kept, None)?;
         if let Some(waiting) = state.entries.get_mut(&log) {
             waiting.split_off(&first_index);
         }
@@ -378,18 +384,29 @@ impl Worker {
         Ok(())
     }
 
-    fn advance_start(&mut self, log: u64) -> Result<()> {
-        let opened = self.logs.get_mut(&log).unwrap();
-        let reader = opened.reader();
+    fn advance_start_somewhere(&mut self, log: u64) -> Result<()> {
+        let reader = self.logs[&log].reader();
         let segments = reader.segments().len();
         let (start, end) = (reader.log_start_offset(), reader.log_end_offset());
         if segments < SEGMENTS_MAX && self.random.chance(70) {
             return Ok(());
         }
         let offset = start + self.random.below(end - start + 1);
+        self.advance_start(log, offset)
+    }
+
+    fn advance_start(&mut self, log: u64, offset: u64) -> Result<()> {
+        let opened = self.logs.get_mut(&log).unwrap();
+        let reader = opened.reader();
         self.board.say(&Line::WillStart { log, offset });
+        // Only what is committed is given up, and that may not be on this disk yet.
+        let committed = reader.index_of_offset(offset, Access::MayBlock)? - 1;
+        let mut state = self.board.state.lock().unwrap();
+        state.committed.insert(log, committed);
         opened.advance_log_start(offset)?;
-        self.board.state.lock().unwrap().facts.push(Line::Start { log, offset });
+        if state.durable.get(&log).is_some_and(|(_, end_offset)| offset <= *end_offset) {
+            state.facts.push(Line::Start { log, offset });
+        }
         Ok(())
     }
 
@@ -397,11 +414,8 @@ impl Worker {
     fn make_room(&mut self) -> Result<()> {
         let logs: Vec<u64> = self.logs.keys().copied().collect();
         for log in logs {
-            let opened = self.logs.get_mut(&log).unwrap();
-            let reader = opened.reader();
-            let offset = reader.log_start_offset().midpoint(reader.log_end_offset());
-            self.board.say(&Line::WillStart { log, offset });
-            opened.advance_log_start(offset)?;
+            let reader = self.logs[&log].reader();
+            self.advance_start(log, reader.log_start_offset().midpoint(reader.log_end_offset()))?;
         }
         self.submit(None)?;
         self.wait_for_rounds()?;
