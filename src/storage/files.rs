@@ -62,16 +62,23 @@ impl Files {
     }
 
     /// Adds the file of the next generation and voids what it replaces.
+    ///
+    /// When a segment was made, the log ended right before it: whatever an older one holds from
+    /// there on had been truncated, even if the segment that says so is gone by now.
     fn admit(&mut self, file: SegmentFile) {
         let origin = file.header.as_ref().map_or(Origin::Rolled, |header| header.origin);
         let base = file.base_index;
         let is_replaced = |older: &mut SegmentFile| match origin {
             Origin::Reset => true,
-            Origin::Truncated => older.base_index >= base,
-            Origin::Repaired | Origin::Rolled => older.base_index == base,
+            Origin::Truncated | Origin::Rolled => older.base_index >= base,
+            Origin::Repaired => older.base_index == base,
         };
         self.void.extend(self.live.extract_if(.., is_replaced));
         let at = self.live.partition_point(|older| older.base_index < base);
+        assert!(
+            self.live.get(at).is_none_or(|older| older.base_index > base),
+            "two segments of base index {base} count"
+        );
         self.live.insert(at, file);
     }
 }
@@ -84,7 +91,7 @@ fn read_head(
     generation: u64,
 ) -> Result<SegmentFile> {
     let file = fs.open(&path, OpenMode::Read).at("open", &path)?;
-    let bytes = file.len().at("measure", &path)?;
+    let bytes = file.length().at("measure", &path)?;
     let copies = COPY_POSITIONS.map(|position| read_copy(&*file, position));
     for copy in &copies {
         if let Err(SegmentHeaderError::Version { found }) = copy {

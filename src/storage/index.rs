@@ -54,6 +54,10 @@ impl SparseIndex {
 
     /// Notes an entry in any case.
     pub(super) fn push(&mut self, header: &EntryHeader, position: u64) {
+        if let Some(last) = self.rows.last() {
+            assert!(last.position < position, "row {position} stands before row {}", last.position);
+            assert!(last.index < header.index, "entry {} after {}", header.index, last.index);
+        }
         self.rows.push(Row {
             index: header.index,
             base_offset: header.base_offset,
@@ -80,6 +84,11 @@ impl SparseIndex {
     fn last_where(&self, holds: impl Fn(&Row) -> bool) -> Option<Row> {
         let count = self.rows.partition_point(holds);
         self.rows[..count].last().copied()
+    }
+
+    /// All rows in order.
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     /// Heap bytes in use.
@@ -121,7 +130,7 @@ impl SparseIndex {
     /// Returns `None` when the file is not a whole, undamaged table for a segment with `seed`; the
     /// caller then rebuilds it from the segment.
     pub fn read_from(file: &dyn File, seed: u32) -> Option<(Self, u64)> {
-        let len = usize::try_from(file.len().ok()?).ok()?;
+        let len = usize::try_from(file.length().ok()?).ok()?;
         if len < HEADER_BYTES || !(len - HEADER_BYTES).is_multiple_of(ROW_BYTES) {
             return None;
         }
@@ -220,7 +229,7 @@ mod tests {
         written.write_to(&*file, 77, 9000).unwrap();
         assert_eq!(SparseIndex::read_from(&*file, 77), Some((written, 9000)));
         assert_eq!(SparseIndex::read_from(&*file, 78), None, "another segment's table");
-        let mut bytes = vec![0; file.len().unwrap() as usize];
+        let mut bytes = vec![0; file.length().unwrap() as usize];
         read_exact_at(&*file, &mut bytes, 0).unwrap();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -49,9 +49,8 @@ pub struct Log {
 /// When a dropped segment's file may go.
 #[derive(Debug, Clone)]
 pub(super) enum Until {
-    /// This record of the journal is durable, and this segment, which the log then starts with, has
-    /// its name for good.
-    Journaled(u64, Arc<Segment>),
+    /// This record of the journal is durable.
+    Journaled(u64),
     /// This segment, which replaces it, has its name for good.
     Named(Arc<Segment>),
 }
@@ -182,6 +181,8 @@ impl Log {
     fn append_to_active(&mut self, active: &Arc<Segment>, entries: &[Entry]) -> Result<()> {
         active.append(entries)?;
         let last = entries.last().expect("at least one entry is appended");
+        assert!(last.header.index > self.tip.index, "the log goes forward from {:?}", self.tip);
+        assert!(last.header.end_offset() >= self.tip.end_offset, "offsets never go back");
         self.tip = last.header.tip();
         self.sync.note_appended(active, self.tip.index);
         self.publish_tip();
@@ -231,6 +232,7 @@ impl Log {
         previous.seal();
         self.next_generation += 1;
         let mut segments = self.segments().to_vec();
+        assert_eq!(segment.base_index(), self.tip.index + 1, "a segment starts after the tip");
         segments.push(segment.clone());
         self.shared.segments.store(Arc::new(segments));
         self.sync.note_appended(&segment, self.tip.index);
@@ -253,7 +255,7 @@ impl Log {
         &mut self,
         first_index: u64,
         committed_index: u64,
-        checkpoint: Option<Bytes>,
+        checkpoint: Option<&[u8]>,
     ) -> Result<()> {
         assert!(
             first_index > committed_index,
@@ -271,7 +273,7 @@ impl Log {
     }
 
     /// Ends the log at `tip`, an entry of it, and continues in a new segment.
-    pub(super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<Bytes>) -> Result<()> {
+    pub(super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<&[u8]>) -> Result<()> {
         let old = self.segments();
         let kept = old.partition_point(|segment| segment.base_index() <= tip.index);
         let previous_base = kept.checked_sub(1).map_or(0, |n| old[n].base_index());
@@ -288,7 +290,7 @@ impl Log {
     ///
     /// # Errors
     /// What the system said; the log is then as it was.
-    pub fn reset(&mut self, tip: Tip, checkpoint: Bytes) -> Result<()> {
+    pub fn reset(&mut self, tip: Tip, checkpoint: &[u8]) -> Result<()> {
         self.context.failure.check()?;
         self.restart(Origin::Reset, tip, 0, Some(checkpoint), 0)?;
         self.shared.start_offset.store(tip.end_offset, Ordering::Release);
@@ -303,14 +305,21 @@ impl Log {
         origin: Origin,
         tip: Tip,
         previous_base: u64,
-        checkpoint: Option<Bytes>,
+        checkpoint: Option<&[u8]>,
         kept: usize,
     ) -> Result<()> {
-        let bytes = checkpoint.as_deref().unwrap_or_default();
+        let bytes = checkpoint.unwrap_or_default();
         let header = self.next_header(origin, tip, previous_base, bytes, checkpoint.is_some());
         let segment = Segment::create(&self.context, &self.dir, header, bytes, false)?;
         self.next_generation += 1;
         let old = self.segments();
+        assert!(kept <= old.len(), "{kept} of {} segments are kept", old.len());
+        assert!(
+            old[..kept].iter().all(|segment| segment.base_index() <= tip.index + 1),
+            "log {}: a kept segment starts beyond entry {}",
+            self.id,
+            tip.index
+        );
         let mut segments = old[..kept].to_vec();
         segments.iter().for_each(|segment| segment.seal());
         segments.push(segment.clone());
@@ -352,8 +361,7 @@ impl Log {
     /// that stays has a checkpoint.
     ///
     /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
-    /// that record is durable (RELIABILITY D10), and so is the segment that the log starts with then:
-    /// what it follows may be committed elsewhere and not be on this disk yet.
+    /// that record is durable (RELIABILITY D10).
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
@@ -372,13 +380,13 @@ impl Log {
             header.base_offset() <= offset && header.has_checkpoint
         };
         let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
+        assert!(old[first].base_offset() <= offset, "the log must still hold offset {offset}");
         let start = LogStart { offset, first_index: old[first].base_index() };
         let sequence = self.record(FactKind::LogStart, start.encode())?;
         self.shared.start_offset.store(offset, Ordering::Release);
         self.shared.segments.store(Arc::new(old[first..].to_vec()));
         let dropped = old[..first].iter();
-        let until = Until::Journaled(sequence, old[first].clone());
-        self.condemned.extend(dropped.map(|segment| (segment.clone(), until.clone())));
+        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
         Ok(())
     }
 
@@ -415,14 +423,13 @@ impl Log {
     /// What the system said; the rest is tried again next time.
     pub fn reclaim(&mut self) -> Result<usize> {
         let synced = self.context.journal.synced_sequence();
+        let first = self.segments()[0].clone();
         let before = self.condemned.len();
         let mut waiting = Vec::new();
         for (segment, until) in std::mem::take(&mut self.condemned) {
             let is_safe = match &until {
-                Until::Journaled(sequence, first) => {
-                    synced >= *sequence && first.is_durably_named()
-                }
-                Until::Named(successor) => successor.is_durably_named(),
+                Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+                Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
             };
             let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };
             match removed {
@@ -459,6 +466,7 @@ impl Log {
     /// As [`super::Journal::record`].
     pub fn record_watermark(&self) -> Result<u64> {
         let index = self.sync.synced_index();
+        assert!(index <= self.tip.index, "entry {index} is on disk, the log ends before it");
         if index + 1 < self.reader().first_index() {
             // The log start has moved beyond what is on disk: none of it is left to be told of.
             return Ok(self.context.journal.synced_sequence());
@@ -476,7 +484,8 @@ impl Log {
         if self.lost_tail.is_some() {
             return Ok(());
         }
-        self.sync()?;
+        let synced = self.sync()?;
+        assert_eq!(synced, self.tip.index, "log {}: a sync covers the whole log", self.id);
         self.record_watermark()?;
         let active = self.active();
         let generation = active.header().generation;

@@ -13,7 +13,7 @@ use super::error::{Damage, Error, IoContext as _, Result};
 use super::facts::{Closed, LogStart, Watermark};
 use super::files::{Files, SegmentFile};
 use super::fs::{File, OpenMode};
-use super::header::{COPY_POSITIONS, Origin, SegmentHeader, Tip};
+use super::header::{COPY_POSITIONS, SegmentHeader, Tip};
 use super::journal::{Change, FactKind};
 use super::log::{Log, LostTail};
 use super::reader::Shared;
@@ -65,17 +65,9 @@ struct Facts {
 impl Facts {
     fn read(context: &Context, id: LogId, class: Class, files: &Files) -> Self {
         let get = |kind| context.journal.get(id, kind);
-        let unknown = Watermark { generation: 0, index: 0, term: 0 };
-        let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
-        for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
-            let cuts = matches!(header.origin, Origin::Truncated | Origin::Reset);
-            if cuts && header.generation > watermark.generation {
-                let tip = header.previous;
-                let is_cut = tip.index < watermark.index;
-                watermark.term = if is_cut { tip.term } else { watermark.term };
-                watermark.index = watermark.index.min(tip.index);
-            }
-        }
+        let watermark = get(FactKind::Watermark).and_then(Watermark::decode);
+        let live = files.live.iter().filter_map(|file| file.header.as_ref().ok());
+        let watermark = watermark.unwrap_or(Watermark::UNKNOWN).cut_back(live);
         let closed = get(FactKind::Closed).and_then(Closed::decode);
         Self {
             start: get(FactKind::LogStart).and_then(LogStart::decode),
@@ -95,6 +87,7 @@ struct Opening {
 }
 
 /// How a log ends.
+#[derive(Debug, Clone, Copy)]
 struct End {
     case: Case,
     tip: Tip,
@@ -110,10 +103,14 @@ impl Opening {
     /// the files that make up the log.
     fn tidy_up(&mut self, files: Files) -> Result<Vec<SegmentFile>> {
         let mut live = files.live;
-        let first_index = self.facts.start.map_or(0, |start| start.first_index);
-        let is_before = |n: usize, live: &[SegmentFile]| {
-            live.get(n + 1).is_some_and(|next| next.base_index <= first_index)
+        // A log starts at the last segment that is no later than the recorded start in any way.
+        let is_at_start = |file: &SegmentFile| {
+            let fits = |header: &SegmentHeader, start: LogStart| {
+                header.base_index() <= start.first_index && header.base_offset() <= start.offset
+            };
+            self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };
+        let is_before = |n: usize, live: &[SegmentFile]| live.get(n + 1).is_some_and(is_at_start);
         let count = (0..live.len()).take_while(|n| is_before(*n, &live)).count();
         for file in files.void.into_iter().chain(live.drain(..count)) {
             self.context.fs.remove_file(&file.path).at("remove", &file.path)?;
@@ -182,14 +179,14 @@ impl Opening {
 
     fn mark_faulty(&mut self, first_index: u64, last_index: u64, damage: Damage) {
         if first_index <= last_index {
-            tracing::error!(log = %self.id, first_index, last_index, %damage, "entries are damaged");
+            tracing::error!(log = %self.id, first_index, last_index, %damage, "damaged");
             self.faulty.push(FaultyRange { first_index, last_index, damage });
         }
     }
 
     /// Writes a damaged copy of a header again, from the good one.
     ///
-    /// DURABILITY: not synced; until it is, the good copy still serves.
+    /// DURABILITY: synced at once, so that both copies are good before one can fail again.
     fn heal_header(&self, file: &SegmentFile, header: &SegmentHeader) -> Result<()> {
         let bytes = header.encode();
         for copy in &file.bad_copies {
@@ -197,6 +194,7 @@ impl Opening {
             let open = self.context.fs.open(&file.path, OpenMode::Write).at("open", &file.path)?;
             let parts = [std::io::IoSlice::new(&bytes)];
             open.write_at(&parts, COPY_POSITIONS[*copy]).at("write", &file.path)?;
+            open.sync().at("sync", &file.path)?;
         }
         Ok(())
     }
@@ -241,6 +239,17 @@ impl Opening {
         let verdict = recovery::judge(&scan, watermark, active.header().is_recycled);
         self.mark_verdict(active, &scan, &verdict);
         let last = &scan.runs[verdict.runs_kept - 1];
+        assert!(
+            last.tip.index >= active.header().previous.index,
+            "log {}: a segment ends before it begins",
+            self.id
+        );
+        assert!(
+            verdict.is_tail_lost || last.tip.index >= watermark,
+            "log {}: entry {watermark} was on disk, recovery kept only {}",
+            self.id,
+            last.tip.index
+        );
         if self.facts.closed.is_none() {
             rewrite(&*file, &scan, watermark, last).at("rewrite", &active.path())?;
         }
@@ -251,7 +260,8 @@ impl Opening {
         });
         let bytes_end = if active.header().is_recycled { 0 } else { scan.bytes_end };
         if bytes_end > last.end && scan.frames_end <= last.end {
-            // DURABILITY: the remains of a torn write go, so that they are not found and told again.
+            // DURABILITY: the remains of a torn write go, so that they are not found and told
+            // again.
             let erased = file.write_zeros(last.end, bytes_end).and_then(|()| file.sync());
             erased.at("erase", &active.path())?;
         }
@@ -293,12 +303,15 @@ impl Opening {
     }
 
     fn finish(self, class: Class, end: End) -> Result<(Log, RecoveryReport)> {
+        let is_ordered = |pair: &[Arc<Segment>]| pair[0].base_index() < pair[1].base_index();
+        assert!(self.segments.windows(2).all(is_ordered), "log {}: segments overlap", self.id);
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         // The watermark may know generations whose segments never got their names. Theirs must not
         // be given out again: a truncation would count as older than the watermark it cuts back.
         let last_generation = last_generation.max(Some(self.facts.watermark.generation));
         let start = self.facts.start.map_or(0, |start| start.offset);
-        let start = start.max(self.segments[0].base_offset()).min(end.tip.end_offset);
+        // The start may lie beyond the end: what was there was committed elsewhere and comes back.
+        let start = start.max(self.segments[0].base_offset());
         let shared = Shared {
             start_offset: AtomicU64::new(start),
             end_offset: AtomicU64::new(end.tip.end_offset),
@@ -364,6 +377,7 @@ fn is_as_closed(active: &Arc<Segment>, closed: &Closed) -> bool {
     let walked = Walk::new(active, row, closed.tip.index, Access::MayBlock).and_then(|mut walk| {
         let mut last = None;
         while let Some((header, position)) = walk.next_header()? {
+            walk.payload(&header, position)?;
             last = Some((header.tip(), position + header.frame_bytes()));
         }
         Ok(last)

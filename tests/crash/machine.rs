@@ -107,6 +107,10 @@ impl Fs for Machine {
         self.os.try_lock(path)
     }
 
+    fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        self.os.is_locked(path)
+    }
+
     fn salt(&self) -> [u8; 16] {
         self.os.salt()
     }
@@ -142,8 +146,8 @@ impl Disk {
 }
 
 impl File for Disk {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
@@ -175,7 +179,7 @@ impl File for Disk {
         self.file.drop_cache()
     }
 
-    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>> {
-        self.file.map(reserve)
+    fn map(&self, reserve: u64, in_use: Arc<()>) -> io::Result<Box<dyn Map>> {
+        self.file.map(reserve, in_use)
     }
 }

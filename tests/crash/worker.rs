@@ -391,13 +391,16 @@ impl Worker {
         if segments < SEGMENTS_MAX && self.random.chance(70) {
             return Ok(());
         }
-        let offset = start + self.random.below(end - start + 1);
+        let offset = start.min(end) + self.random.below(end.saturating_sub(start) + 1);
         self.advance_start(log, offset)
     }
 
     fn advance_start(&mut self, log: u64, offset: u64) -> Result<()> {
         let opened = self.logs.get_mut(&log).unwrap();
         let reader = opened.reader();
+        if offset < reader.log_start_offset() || offset > reader.log_end_offset() {
+            return Ok(());
+        }
         self.board.say(&Line::WillStart { log, offset });
         // Only what is committed is given up, and that may not be on this disk yet.
         let committed = reader.index_of_offset(offset, Access::MayBlock)? - 1;
@@ -415,7 +418,8 @@ impl Worker {
         let logs: Vec<u64> = self.logs.keys().copied().collect();
         for log in logs {
             let reader = self.logs[&log].reader();
-            self.advance_start(log, reader.log_start_offset().midpoint(reader.log_end_offset()))?;
+            let (start, end) = (reader.log_start_offset(), reader.log_end_offset());
+            self.advance_start(log, start.midpoint(end))?;
         }
         self.submit(None)?;
         self.wait_for_rounds()?;

@@ -100,7 +100,8 @@ fn an_entry_that_does_not_continue_the_log_changes_nothing() {
     let (_dir, mut log) = new_log(&fs);
     append(&mut log, 2, 10).unwrap();
     let good = next_entry(&log.tip(), 1, 10);
-    let broken: [(&str, fn(&mut quipu::storage::EntryHeader)); 4] = [
+    type Damage = fn(&mut quipu::storage::EntryHeader);
+    let broken: [(&str, Damage); 4] = [
         ("index", |h| h.index += 1),
         ("term", |h| h.term = 0),
         ("base offset", |h| h.base_offset += 1),
@@ -174,7 +175,7 @@ fn a_truncated_suffix_is_gone_and_slices_of_it_stay_true() {
     let mut borrowed = Vec::new();
     reader.read(70, 80, 1 << 20, Access::MayBlock, &mut borrowed).unwrap();
     let copies: Vec<Vec<u8>> = borrowed.iter().map(|entry| entry.payload.to_vec()).collect();
-    log.truncate_suffix(61, 60, Some("cut".into())).unwrap();
+    log.truncate_suffix(61, 60, Some(b"cut")).unwrap();
     assert_eq!((log.tip().index, reader.last_index(), log.synced_index()), (60, 60, 60));
     for _ in 0..30 {
         append(&mut log, 2, 77).unwrap();
@@ -332,7 +333,7 @@ fn a_reset_log_starts_after_the_snapshot() {
     }
     log.sync().unwrap();
     let tip = Tip { index: 1000, term: 7, end_offset: 5000, append_time_ms: 99_000, chain: 42 };
-    log.reset(tip, "snapshot".into()).unwrap();
+    log.reset(tip, b"snapshot").unwrap();
     append(&mut log, 3, 100).unwrap();
     log.sync().unwrap();
     log.reclaim().unwrap();

@@ -5,7 +5,7 @@
 //! from what was not: nothing acknowledged is lost, and no torn tail is called corruption.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use quipu::storage::fs::sim::{Pending, SECTOR_BYTES, SimFs};
 use quipu::storage::{Case, Config, DataDir, Entry, Log, RecoveryReport};
@@ -136,7 +136,7 @@ fn every_damaged_synced_sector_is_noticed_unless_it_was_in_the_last_sync() {
                     let fs = cut(&fs, kept);
                     let at = ENTRIES_POSITION + sector * SECTOR_BYTES;
                     fs.damage(&segment_paths(&fs)[0], |bytes| {
-                        bytes[at..at + SECTOR_BYTES].fill(0xAA)
+                        bytes[at..at + SECTOR_BYTES].fill(0xAA);
                     });
                     let group = sector as u64 / 3 + 1;
                     let (_dir, log, report) = recover(&fs);
@@ -217,13 +217,7 @@ fn every_flipped_bit_of_a_closed_log_is_healed_or_found() {
 }
 
 /// Flips one bit on a copy of the disk and recovers; true if damage was reported.
-fn flip_and_recover(
-    fs: &SimFs,
-    file: &PathBuf,
-    byte: usize,
-    bit: usize,
-    entries: &[Entry],
-) -> bool {
+fn flip_and_recover(fs: &SimFs, file: &Path, byte: usize, bit: usize, entries: &[Entry]) -> bool {
     let fs = fs.fork();
     fs.power_cut(|_| false);
     fs.damage(file, |bytes| bytes[byte] ^= 1 << bit);

@@ -1,11 +1,16 @@
 //! Tests of the log engine through its public interface, over a model of a bad disk and over the
 //! real one.
 
+#![allow(unreachable_pub, reason = "the modules of a test share what they need")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod basics;
 mod exhaustive;
 mod faults;
 mod model;
+mod real_input;
 mod recovery;
 mod repair;
+mod review;
 mod support;
 mod threads;

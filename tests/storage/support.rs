@@ -1,10 +1,12 @@
 //! What the storage tests share: a data directory over the modelled disk, and entries to put there.
 
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use quipu::storage::fs::sim::SimFs;
+use quipu::storage::fs::{Fs as _, OpenMode};
 use quipu::storage::{
     Access, Config, DataDir, Entry, Kind, Log, LogReader, RecoveryReport, Result, Tip,
 };
@@ -135,4 +137,20 @@ impl Random {
     pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
+}
+
+/// Creates a durable file behind the engine's back.
+pub fn create(fs: &SimFs, path: &Path, bytes: &[u8]) {
+    let dir = path.parent().unwrap();
+    fs.create_dir_all(dir).unwrap();
+    let file = fs.open(path, OpenMode::Create).unwrap();
+    file.write_at(&[IoSlice::new(bytes)], 0).unwrap();
+    file.sync().unwrap();
+    fs.sync_dir(dir).unwrap();
+}
+
+/// Removes a file behind the engine's back, for good.
+pub fn remove(fs: &SimFs, path: &Path) {
+    fs.remove_file(path).unwrap();
+    fs.sync_dir(path.parent().unwrap()).unwrap();
 }

@@ -1,1 +1,221 @@
-//! x
+//! Sync threads, and readers beside a writer, on the real file system.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use quipu::storage::fs::os::OsFs;
+use quipu::storage::fs::sim::SimFs;
+use quipu::storage::{Access, Config, DataDir, Error, Log, SyncRequest, Tip};
+use quipu::types::LogId;
+use uuid::Uuid;
+
+use crate::support::*;
+
+const WAIT: Duration = Duration::from_secs(60);
+
+fn real_dir(path: &Path, sync_filesystem_from: usize) -> DataDir {
+    let config = Config {
+        sync_threads: 2,
+        sync_filesystem_from,
+        segment_bytes: 64 * 1024,
+        allocation_bytes_first: 8 * 1024,
+        low_water_bytes: 0,
+        reserve_bytes: 0,
+        ..Config::default()
+    };
+    DataDir::open(Arc::new(OsFs::new()), path, config).unwrap()
+}
+
+fn new_logs(dir: &DataDir, count: u128) -> Vec<Log> {
+    let create = |n| dir.create_log(LogId(Uuid::from_u128(n)), Tip::EMPTY, b"").unwrap();
+    (1..=count).map(create).collect()
+}
+
+#[test]
+fn one_round_makes_many_logs_durable_and_reports_once() {
+    for sync_filesystem_from in [3, 1000] {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = real_dir(temporary.path(), sync_filesystem_from);
+        let (sender, rounds) = mpsc::sync_channel(1000);
+        let syncer = dir.start_syncer(Box::new(move |round| {
+            sender.send(round.unwrap().to_vec()).unwrap();
+        }));
+        let mut logs = new_logs(&dir, 20);
+        let mut sent = 0;
+        for _ in 0..10 {
+            for log in &mut logs {
+                append(log, 1, 300).unwrap();
+                sent += 1;
+                let request = SyncRequest { log: Some(log.syncer_handle()), token: sent };
+                syncer.submit(request);
+            }
+        }
+        let mut done = Vec::new();
+        while done.len() < sent as usize {
+            done.extend(rounds.recv_timeout(WAIT).unwrap());
+        }
+        done.sort_unstable();
+        assert_eq!(done, (1..=sent).collect::<Vec<_>>(), "each token is reported once");
+        assert!(logs.iter().all(|log| log.synced_index() == 10));
+        drop((syncer, logs));
+        drop(dir);
+        let dir = real_dir(temporary.path(), sync_filesystem_from);
+        for id in dir.logs().unwrap() {
+            let (log, report) = dir.open_log(id).unwrap();
+            assert_eq!(report.last_index, 10);
+            assert_eq!(read_all(&log).len(), 10);
+        }
+    }
+}
+
+#[test]
+fn readers_on_other_threads_see_whole_entries_only() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    let mut log = new_logs(&dir, 1).remove(0);
+    let reader = log.reader();
+    let (is_over, passes) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let last = reader.last_index();
+                    let first = reader.first_index();
+                    match read_from(&reader, first.max(last.saturating_sub(500))) {
+                        Ok(entries) => {
+                            assert!(entries.last().is_none_or(|e| e.header.index >= last));
+                            for entry in entries {
+                                let (index, len) = (entry.header.index, entry.payload.len());
+                                assert_eq!(entry.payload, payload(index, len));
+                            }
+                        }
+                        Err(Error::IndexOutOfRange { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                    passes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for n in 0..6000u64 {
+            append(&mut log, 1, 100 + (n % 700) as usize).unwrap();
+            if n.is_multiple_of(500) {
+                log.sync().unwrap();
+                log.advance_log_start(n.saturating_sub(2000)).unwrap();
+                dir.journal().sync().unwrap();
+                log.reclaim().unwrap();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(passes.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn slices_outlive_the_log_the_file_and_the_directory() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    let mut log = new_logs(&dir, 1).remove(0);
+    for _ in 0..100 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    log.sync().unwrap();
+    let mut out = Vec::new();
+    log.reader().read(1, 10, 1 << 20, Access::MayBlock, &mut out).unwrap();
+    log.advance_log_start(90).unwrap();
+    dir.journal().sync().unwrap();
+    assert!(log.reclaim().unwrap() > 0);
+    for _ in 0..200 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    log.sync().unwrap();
+    drop((log, dir));
+    drop(temporary);
+    assert_eq!(out.len(), 10);
+    assert!(out.iter().all(|entry| entry.payload == payload(entry.header.index, 1000)));
+}
+
+#[test]
+fn hot_reads_never_wait_and_say_so() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    let mut log = new_logs(&dir, 1).remove(0);
+    for _ in 0..300 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    let mut out = Vec::new();
+    log.reader().read(1, 10, 1 << 20, Access::Hot, &mut out).unwrap();
+    assert_eq!(out.len(), 10, "what was just written is in memory");
+    out.clear();
+    let id = log.id();
+    dir.close_log(log).unwrap();
+    dir.close().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    let (log, _) = dir.open_log(id).unwrap();
+    let cold = log.reader().read(1, 10, 1 << 20, Access::Hot, &mut out);
+    assert!(matches!(cold, Err(Error::Cold)), "the segment is not even open: {cold:?}");
+    log.reader().read(1, 10, 1 << 20, Access::MayBlock, &mut out).unwrap();
+    out.clear();
+    log.reader().read(1, 10, 1 << 20, Access::Hot, &mut out).unwrap();
+    assert_eq!(out.len(), 10, "now it is in memory");
+}
+
+#[test]
+fn rounds_without_threads_run_on_the_caller() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    let seen = Arc::new(AtomicU64::new(0));
+    let reported = seen.clone();
+    let syncer = dir.start_syncer(Box::new(move |round| {
+        reported.store(round.unwrap().iter().sum(), Ordering::Relaxed);
+    }));
+    assert!(!syncer.run_round(), "nothing waits");
+    append(&mut log, 1, 10).unwrap();
+    syncer.submit(SyncRequest { log: Some(log.syncer_handle()), token: 5 });
+    syncer.submit(SyncRequest { log: Some(log.syncer_handle()), token: 6 });
+    assert!(syncer.run_round());
+    assert_eq!((seen.load(Ordering::Relaxed), log.synced_index()), (11, 1));
+}
+
+#[test]
+fn a_file_is_not_used_again_while_a_slice_of_it_is_alive() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = Config {
+        spares_max: 4,
+        open_segments_max: 1,
+        segment_bytes: 16 * 1024,
+        low_water_bytes: 0,
+        reserve_bytes: 0,
+        sync_threads: 0,
+        ..Config::default()
+    };
+    let dir = DataDir::open(Arc::new(OsFs::new()), temporary.path(), config).unwrap();
+    let mut log = new_logs(&dir, 1).remove(0);
+    for _ in 0..100 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    log.sync().unwrap();
+    let mut borrowed = Vec::new();
+    log.reader().read(1, 10, 1 << 20, Access::MayBlock, &mut borrowed).unwrap();
+    // Reading on closes the first segments, but the slices keep their mapping alive.
+    let first = log.reader().segments()[0].clone();
+    for _ in 0..10 {
+        for index in [30, 45, 60, 75, 90] {
+            log.reader().header(index, Access::MayBlock).unwrap();
+        }
+    }
+    assert!(!first.is_open(), "others were opened in its place");
+    log.advance_log_start(60).unwrap();
+    dir.journal().sync().unwrap();
+    assert!(log.reclaim().unwrap() > 2);
+    let mut recycled = 0;
+    for _ in 0..200 {
+        append(&mut log, 1, 1000).unwrap();
+        log.sync().unwrap();
+    }
+    recycled += log.reader().segments().iter().filter(|s| s.header().is_recycled).count();
+    assert!(recycled > 0, "files that nobody borrowed are used again");
+    assert!(borrowed.iter().all(|entry| entry.payload == payload(entry.header.index, 1000)));
+    assert!(first.checkpoint().is_err(), "a removed segment does not open again");
+}

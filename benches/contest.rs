@@ -1,0 +1,132 @@
+//! Contests: the same work done by the raw floor and by Quipu, in turns.
+//!
+//! A shared machine is faster in one second than in the next. So each sample of either side times
+//! one lap of *every* side, one after the other, and the ratio at the end is one of medians over
+//! laps that had the same luck.
+
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+
+/// What is compared, and what one lap of it does.
+pub(crate) struct Contest {
+    /// First part of the benchmark ids.
+    pub(crate) group: &'static str,
+    /// The parameters, the second part.
+    pub(crate) parameters: String,
+    /// Operations in a lap.
+    pub(crate) operations: u64,
+    /// Payload bytes in a lap.
+    pub(crate) bytes: u64,
+    /// How fast Quipu must be in relation to the floor, at least.
+    pub(crate) target: f64,
+}
+
+/// Does one lap and returns the time that counts.
+pub(crate) type Lap<'a> = &'a mut dyn FnMut() -> Duration;
+
+/// The results so far.
+#[derive(Default)]
+pub(crate) struct Scoreboard {
+    lines: Vec<Line>,
+}
+
+struct Line {
+    id: String,
+    nanos: f64,
+    bytes_per_second: f64,
+    ratio: Option<f64>,
+    target: Option<f64>,
+}
+
+impl Scoreboard {
+    /// Runs one benchmark for each side, all in turns. The first side is the floor; the target is
+    /// for all others whose name starts with `quipu`.
+    pub(crate) fn compare(
+        &mut self,
+        criterion: &mut Criterion,
+        contest: &Contest,
+        sides: &mut [(&str, Lap<'_>)],
+    ) {
+        let mut laps = vec![Vec::new(); sides.len()];
+        let mut group = criterion.benchmark_group(contest.group);
+        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Bytes(contest.bytes));
+        for chosen in 0..sides.len() {
+            let id = BenchmarkId::new(&contest.parameters, sides[chosen].0);
+            group.bench_function(id, |bencher| {
+                bencher.iter_custom(|count| {
+                    let before = laps[chosen].len();
+                    (0..count).for_each(|_| run_lap_each(sides, &mut laps));
+                    laps[chosen][before..].iter().sum()
+                });
+            });
+        }
+        group.finish();
+        self.note(contest, sides, &mut laps);
+    }
+
+    fn note(&mut self, contest: &Contest, sides: &[(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
+        if laps.iter().any(Vec::is_empty) {
+            return;
+        }
+        let medians: Vec<f64> = laps.iter_mut().map(|laps| median(laps).as_secs_f64()).collect();
+        for (n, (name, _)) in sides.iter().enumerate() {
+            let is_ours = name.starts_with("quipu");
+            self.lines.push(Line {
+                id: format!("{}/{}/{name}", contest.group, contest.parameters),
+                nanos: medians[n] * 1e9 / contest.operations as f64,
+                bytes_per_second: contest.bytes as f64 / medians[n],
+                ratio: (n > 0).then(|| medians[0] / medians[n]),
+                target: is_ours.then_some(contest.target),
+            });
+        }
+    }
+
+    /// Prints a table of all sides: time of an operation, throughput, and speed in relation to the
+    /// floor.
+    pub(crate) fn print(&self) {
+        let header = ["median of interleaved laps", "each", "MB/s", "of floor", "target"];
+        println!(
+            "\n{:<52}{:>12}{:>9}{:>10}{:>8}",
+            header[0], header[1], header[2], header[3], header[4]
+        );
+        for line in &self.lines {
+            let percent = |ratio: Option<f64>| {
+                ratio.map_or(String::new(), |ratio| format!("{:.0} %", 100.0 * ratio))
+            };
+            let missed = line.target.zip(line.ratio).is_some_and(|(target, ratio)| ratio < target);
+            println!(
+                "{:<52}{:>12}{:>9.0}{:>10}{:>8}{}",
+                line.id,
+                in_words(line.nanos),
+                line.bytes_per_second / 1e6,
+                percent(line.ratio),
+                percent(line.target),
+                if missed { "  missed" } else { "" },
+            );
+        }
+    }
+}
+
+/// One lap of each side.
+fn run_lap_each(sides: &mut [(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
+    for ((_, lap), times) in sides.iter_mut().zip(laps) {
+        times.push(lap());
+    }
+}
+
+/// The middle one of some durations.
+pub(crate) fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn in_words(nanos: f64) -> String {
+    if nanos < 10_000.0 {
+        format!("{nanos:.0} ns")
+    } else if nanos < 10_000_000.0 {
+        format!("{:.1} us", nanos / 1e3)
+    } else {
+        format!("{:.1} ms", nanos / 1e6)
+    }
+}
