@@ -110,8 +110,9 @@ impl Opening {
             };
             self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };
-        let is_before = |n: usize, live: &[SegmentFile]| live.get(n + 1).is_some_and(is_at_start);
-        let count = (0..live.len()).take_while(|n| is_before(*n, &live)).count();
+        // What comes before it goes unseen: a name that a power cut brought back may lead to bytes
+        // of other files by now.
+        let count = live.iter().rposition(is_at_start).unwrap_or(0);
         for file in files.void.into_iter().chain(live.drain(..count)) {
             self.context.fs.remove_file(&file.path).at("remove", &file.path)?;
             let _ = self.context.fs.remove_file(&file.path.with_extension("idx"));

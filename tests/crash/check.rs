@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use quipu::storage::fs::Fs;
-use quipu::storage::{Access, Class, DataDir, Entry, Error, FactKind, Log, RecoveryReport};
+use quipu::storage::{Access, Class, Config, DataDir, Entry, Error, FactKind, Log, RecoveryReport};
 use quipu::types::LogId;
 
 use crate::ledger::{Ledger, Promises, Stamp, fact_value, id, number};
@@ -26,17 +26,28 @@ pub(crate) struct Findings {
     pub(crate) classes: BTreeMap<String, u64>,
     pub(crate) entries_read: u64,
     pub(crate) bytes_cut: u64,
+    pub(crate) quarantined: usize,
+}
+
+/// Opens a data directory with the sizes of the workers.
+pub(crate) fn open_dir(fs: &Arc<dyn Fs>, root: &Path) -> quipu::storage::Result<DataDir> {
+    open_dir_with(fs, root, &config())
 }
 
 /// Opens a data directory, waiting for a lock that is about to be released.
-pub(crate) fn open_dir(fs: &Arc<dyn Fs>, root: &Path) -> quipu::storage::Result<DataDir> {
+pub(crate) fn open_dir_with(
+    fs: &Arc<dyn Fs>,
+    root: &Path,
+    config: &Config,
+) -> quipu::storage::Result<DataDir> {
+    let open = || DataDir::open(fs.clone(), root, config.clone());
     for _ in 0..IN_USE_TRIES {
-        match DataDir::open(fs.clone(), root, config()) {
+        match open() {
             Err(Error::InUse { .. }) => thread::sleep(Duration::from_millis(2)),
             opened => return opened,
         }
     }
-    DataDir::open(fs.clone(), root, config())
+    open()
 }
 
 impl Findings {

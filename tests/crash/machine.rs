@@ -179,7 +179,7 @@ impl File for Disk {
         self.file.drop_cache()
     }
 
-    fn map(&self, reserve: u64, in_use: Arc<()>) -> io::Result<Box<dyn Map>> {
-        self.file.map(reserve, in_use)
+    fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
+        self.file.map(reserve, lease)
     }
 }

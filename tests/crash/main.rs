@@ -8,8 +8,11 @@
 //! |---|---|
 //! | `QUIPU_POWER_CUTS` | how many power cuts, and how many kills, a run makes; 200 |
 //! | `QUIPU_CRASH_SEED` | the seed of a run, as an earlier run printed it; random |
+//! | `QUIPU_CRASH_KEEP` | a directory that gets a copy of what a failed run left behind |
 
 mod check;
+mod full;
+mod guard;
 mod image;
 mod kernel;
 mod ledger;

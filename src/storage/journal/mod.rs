@@ -12,7 +12,7 @@
 //! * An older generation is removed only after the newer one has been read back from disk.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -93,7 +93,8 @@ impl Journal {
         };
         // DURABILITY: a journal is never continued after a restart but written anew: that drops a
         // torn end for good and heals a damaged copy, whatever the page cache held.
-        let state = write_generation(&*fs, dir, generation + 1, sequence, facts)?;
+        let draft = write_draft(&*fs, dir, &make_room, generation + 1, sequence, facts)?;
+        let state = publish(&*fs, dir, draft)?;
         let synced = AtomicU64::new(state.sequence);
         let journal = Self {
             fs,
@@ -244,8 +245,16 @@ impl Journal {
             return Ok(());
         }
         let old = state.head.generation;
-        let facts = state.facts.clone();
-        *state = write_generation(&*self.fs, &self.dir, old + 1, state.sequence, facts)?;
+        let (facts, sequence) = (state.facts.clone(), state.sequence);
+        let draft = write_draft(&*self.fs, &self.dir, &self.make_room, old + 1, sequence, facts);
+        let draft = match draft {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+                tracing::warn!(dir = %self.dir.display(), "no room to rewrite the meta journal");
+                return Ok(());
+            }
+            draft => draft?,
+        };
+        *state = publish(&*self.fs, &self.dir, draft)?;
         self.synced.fetch_max(state.sequence, Ordering::AcqRel);
         drop(state);
         self.remove_generations(&[old])
@@ -299,6 +308,10 @@ fn apply(facts: &mut BTreeMap<(LogId, FactKind), Bytes>, change: &Change) {
 
 fn copy_path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
     dir.join(format!("journal-{generation:08}.{copy}"))
+}
+
+fn temporary_path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
+    copy_path(dir, generation, copy).with_extension(format!("{copy}.tmp"))
 }
 
 /// Generations of which at least one copy has its name, ascending.
@@ -376,17 +389,26 @@ fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(read_exact_at(&*file, &mut bytes, 0).ok().map(|()| bytes))
 }
 
-/// Writes `facts` as a new generation, makes it durable under its name, and reads it back.
+/// A generation that is written and synced and has no name yet.
+struct Draft {
+    head: Head,
+    bytes: u64,
+    files: [Arc<dyn File>; 2],
+    facts: BTreeMap<(LogId, FactKind), Bytes>,
+}
+
+/// Writes `facts` as a new generation, which counts once it is published.
 ///
-/// DURABILITY: write, sync, rename, sync the directory, read back without the cache; only then may
-/// an older generation go (RELIABILITY D10, D11).
-fn write_generation(
+/// # Errors
+/// What the system said. The generation before still counts.
+fn write_draft(
     fs: &dyn Fs,
     dir: &Path,
+    make_room: &MakeRoom,
     generation: u64,
     sequence: u64,
     facts: BTreeMap<(LogId, FactKind), Bytes>,
-) -> Result<State> {
+) -> Result<Draft> {
     let first_sequence = sequence + 1;
     let snapshot_end = sequence + facts.len() as u64;
     let head = Head { salt: fs.salt(), generation, first_sequence, snapshot_end };
@@ -396,23 +418,48 @@ fn write_generation(
         let change = Change { log: *log, kind: *kind, value: Some(value.clone()) };
         format::encode_frame(&mut bytes, head.seed(), n, snapshot_end, &change);
     }
-    let mut files = Vec::new();
+    let mut files = write_copies(fs, dir, generation, &bytes);
+    if files.is_err() && make_room() {
+        files = write_copies(fs, dir, generation, &bytes);
+    }
+    Ok(Draft { head, bytes: bytes.len() as u64, files: files?, facts })
+}
+
+/// Gives a draft its names, and reads it back.
+///
+/// DURABILITY: write, sync, rename, sync the directory, read back without the cache; only then may
+/// an older generation go (RELIABILITY D10, D11).
+fn publish(fs: &dyn Fs, dir: &Path, draft: Draft) -> Result<State> {
+    let Draft { head, bytes: position, files, facts } = draft;
     for copy in COPIES {
-        let path = copy_path(dir, generation, copy);
-        let temporary = path.with_extension(format!("{copy}.tmp"));
-        files.push(write_copy(fs, &temporary, &bytes)?);
-        fs.rename(&temporary, &path).at("rename", &temporary)?;
+        let temporary = temporary_path(dir, head.generation, copy);
+        fs.rename(&temporary, &copy_path(dir, head.generation, copy)).at("rename", &temporary)?;
     }
     fs.sync_dir(dir).at("sync", dir)?;
-    let read_back = read_generation(fs, dir, generation)?;
+    let read_back = read_generation(fs, dir, head.generation)?;
     if read_back.facts != facts || !read_back.is_clean {
         let sequence = read_back.sequence + 1;
         return Err(Error::Amnesia { path: dir.to_path_buf(), sequence });
     }
-    assert_eq!(read_back.sequence, snapshot_end, "the journal read back ends where it was written");
-    let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
-    let position = bytes.len() as u64;
-    Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })
+    let sequence = head.snapshot_end;
+    assert_eq!(read_back.sequence, sequence, "the journal read back ends where it was written");
+    Ok(State { head, files, position, allocated: position, sequence, facts })
+}
+
+/// Writes and syncs both copies. After an error neither is left.
+fn write_copies(
+    fs: &dyn Fs,
+    dir: &Path,
+    generation: u64,
+    bytes: &[u8],
+) -> Result<[Arc<dyn File>; 2]> {
+    let paths = COPIES.map(|copy| temporary_path(dir, generation, copy));
+    let write = || Ok([write_copy(fs, &paths[0], bytes)?, write_copy(fs, &paths[1], bytes)?]);
+    write().inspect_err(|_| {
+        for path in &paths {
+            let _ = fs.remove_file(path);
+        }
+    })
 }
 
 fn write_copy(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<Arc<dyn File>> {
