@@ -139,6 +139,33 @@ fn counts_that_lie_are_refused_with_a_fitting_checksum() {
 }
 
 #[test]
+fn ids_out_of_order_or_twice_are_refused_with_a_fitting_checksum() {
+    let mut replica = Replica::new();
+    for (id, name) in [(1, "a"), (2, "b")] {
+        replica.init(id, false).unwrap();
+        let reset = ResetOffsets { group: group(name), offset: 0 };
+        replica.command(&Command::ResetOffsets(reset)).unwrap();
+    }
+    let bytes = replica.state.checkpoint().to_vec();
+    let producer = COUNT_POSITION + 4;
+    let group = bytes.windows(2).position(|window| window == b"\x01a").unwrap() + 1;
+    for (position, id, fault) in [
+        (producer, 2, "producer ids are not ascending"),
+        (producer, 3, "producer ids are not ascending"),
+        (producer, 0, "producer ids are not ascending"),
+        (group, b'b', "group ids are not ascending"),
+        (group, b'c', "group ids are not ascending"),
+    ] {
+        let mut bytes = bytes.clone();
+        bytes[position] = id;
+        let error = State::from_checkpoint(&resign(bytes)).unwrap_err();
+        let is_expected =
+            matches!(error, CheckpointError::Malformed { fault: found, .. } if found == fault);
+        assert!(is_expected, "id {id}: {error}");
+    }
+}
+
+#[test]
 fn the_empty_state_has_a_checkpoint_and_no_bytes_are_none() {
     let state = State::new();
     assert_eq!(State::from_checkpoint(&state.checkpoint()), Ok(state));
