@@ -145,7 +145,7 @@ impl Cluster {
         // The new leader takes batches once it has applied its own no-op. Its predecessor's view
         // goes with the predecessor.
         self.in_flight = InFlight::new(&self.applied);
-        for entry in self.log[self.applied.applied_index() as usize..].to_vec() {
+        for entry in &self.log[self.applied.applied_index() as usize..] {
             self.in_flight.append(&entry.header, &entry.payload);
         }
         self.commit(usize::MAX);
