@@ -78,7 +78,8 @@ fn a_second_process_is_refused_and_changes_nothing() {
 fn directories_of_others_and_of_later_versions_stay_as_they_are() {
     let foreign: &dyn Fn(&Error) -> bool = &|error| matches!(error, Error::Foreign { .. });
     let future: &dyn Fn(&Error) -> bool = &|e| matches!(e, Error::FutureVersion { found: 7, .. });
-    let strange: [(&str, &[u8], &dyn Fn(&Error) -> bool); 4] = [
+    type Strange<'a> = (&'a str, &'a [u8], &'a dyn Fn(&Error) -> bool);
+    let strange: [Strange<'_>; 4] = [
         ("photo.jpg", b"\xFF\xD8\xFF\xE0", foreign),
         ("quipu.dir", b"quipu data directory, format 7\n", future),
         ("quipu.dir", b"a diary", foreign),

@@ -72,8 +72,8 @@ impl Image {
         Ok(())
     }
 
-    /// Unmounts it, which frees the loop device too. A process that is about to end may keep it busy
-    /// for a moment.
+    /// Unmounts it, which frees the loop device too. A process that is about to end may keep it
+    /// busy for a moment.
     pub(crate) fn unmount(&mut self) -> Result<()> {
         let mut tries = 0;
         while let Err(error) = run(Command::new("umount").arg(self.mount_point())) {

@@ -102,8 +102,8 @@ impl Ledger {
     /// Takes over what a worker reported that was to close the directory, or not. A last line that
     /// was cut short was never said.
     ///
-    /// What was called durable after the power was cut was said by nobody: the kernel is still there
-    /// and may answer a sync that was under way, the machine would not be.
+    /// What was called durable after the power was cut was said by nobody: the kernel is still
+    /// there and may answer a sync that was under way, the machine would not be.
     pub(crate) fn read(&mut self, report: &Path, closes: bool, cut_us: u128) -> Result<()> {
         self.is_closed = false;
         self.may_be_closed = true;

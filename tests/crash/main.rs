@@ -10,6 +10,8 @@
 //! | `QUIPU_CRASH_SEED` | the seed of a run, as an earlier run printed it; random |
 //! | `QUIPU_CRASH_KEEP` | a directory that gets a copy of what a failed run left behind |
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod check;
 mod full;
 mod guard;
