@@ -124,6 +124,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Logs that were deleted.
+    pub(crate) fn deleted(&self) -> Vec<u64> {
+        let deleted = self.logs.iter().filter(|(_, promises)| promises.is_deleted);
+        deleted.map(|(log, _)| *log).collect()
+    }
+
     fn note(&mut self, line: Line) {
         let log = match line {
             Line::WillCreate { log } => return drop(self.logs.insert(log, Promises::default())),

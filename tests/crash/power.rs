@@ -206,6 +206,7 @@ impl Run {
             sabotage: self.sabotage,
             closes_after,
             next_log: self.cycles * 1000,
+            deleted: self.ledger.deleted(),
         };
         File::create(&assignment.report)?;
         let output = File::create(self.image.beside("output"))?;

@@ -43,6 +43,8 @@ pub(crate) struct Assignment {
     pub(crate) closes_after: Option<u64>,
     /// Number of the first log it creates.
     pub(crate) next_log: u64,
+    /// Logs that were deleted, and may be back, wholly or in part.
+    pub(crate) deleted: Vec<u64>,
 }
 
 /// Sizes so small that a few milliseconds of work see every kind of change.
@@ -191,15 +193,17 @@ impl Worker {
         let mut logs = BTreeMap::new();
         let mut next_fact = 1;
         for log_id in dir.logs()? {
-            let log = match dir.open_log(log_id) {
-                Ok((log, report)) if report.faulty.is_empty() => log,
-                // The log was never durable, or was deleted: else it will be missed.
-                Ok(_) | Err(Error::UnknownLog { .. } | Error::Foreign { .. }) => {
-                    dir.delete_log(log_id)?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let opened = dir.open_log(log_id);
+            let is_deleted = assignment.deleted.contains(&number(log_id));
+            // One that has no segment was never durable: else it will be missed.
+            if is_deleted || matches!(opened, Err(Error::UnknownLog { .. })) {
+                dir.delete_log(log_id)?;
+                continue;
+            }
+            let (log, report) = opened?;
+            if let Some(range) = report.faulty.into_iter().next() {
+                return Err(Error::Corrupt(range.damage));
+            }
             // What recovery found is durable.
             let tip = (log.tip().index, log.tip().end_offset);
             board.state.lock().unwrap().durable.insert(number(log_id), tip);
