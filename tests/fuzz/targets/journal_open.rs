@@ -29,7 +29,8 @@ thread_local! {
 }
 
 fn open(fs: &SimFs) -> Result<Journal> {
-    Journal::open(Arc::new(fs.clone()), Path::new(DIR), 1 << 20, Box::new(|| false))
+    let (fs, failure) = (Arc::new(fs.clone()), Arc::default());
+    Journal::open(fs, Path::new(DIR), true, 1 << 20, Box::new(|| false), failure)
 }
 
 /// A journal of a snapshot and of changes, most of them synced one by one.
