@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `QUIPU_POWER_CUTS` | how many power cuts, and how many kills, a run makes; 200 |
 //! | `QUIPU_CRASH_SEED` | the seed of a run, as an earlier run printed it; random |
+//! | `QUIPU_CRASH_WRITEBACK` | mounts with `data=writeback`, which promises less; not set |
 //! | `QUIPU_CRASH_KEEP` | a directory that gets a copy of what a failed run left behind |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

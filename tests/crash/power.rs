@@ -118,7 +118,7 @@ impl Run {
         let block_bytes = if random.chance(50) { 1024 } else { 4096 };
         let mut image = Image::make(IMAGE_BYTES, block_bytes)?;
         image.mount(ORDERED[0]).unwrap();
-        let writeback = sabotage == Sabotage::None && random.chance(50);
+        let writeback = std::env::var_os("QUIPU_CRASH_WRITEBACK").is_some();
         let mut run = Self {
             image,
             end,
@@ -189,7 +189,7 @@ impl Run {
         self.findings.check(&dir, &mut self.ledger, class)?;
         let quarantine = self.root().join("quarantine");
         let quarantined = files_in(&quarantine);
-        // Without ordered data, a name that comes back may lead to bytes of other files.
+        // Without ordered data, a removed name that comes back may lead to bytes of other files.
         let is_clean = self.writeback || quarantined.is_empty();
         ensure!(is_clean, "a crash makes nothing unknown: {quarantined:?}");
         self.findings.quarantined = quarantined.len();

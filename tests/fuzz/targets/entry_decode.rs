@@ -1,5 +1,5 @@
-//! Takes the input for a segment's seed and an entry header. Whatever decodes must be encoded to the
-//! same bytes again; with its checksum made right, nearly everything decodes.
+//! Takes the input for a segment's seed and an entry header. Whatever decodes must be encoded to
+//! the same bytes again; with its checksum made right, nearly everything decodes.
 
 use quipu::storage::{EntryHeader, HEADER_BYTES, HeaderError, PAYLOAD_BYTES_MAX};
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use quipu::storage::fs::Fs;
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Change, Error, FactKind, Journal, Result};
 use quipu::types::LogId;
@@ -29,8 +30,9 @@ thread_local! {
 }
 
 fn open(fs: &SimFs) -> Result<Journal> {
-    let (fs, failure) = (Arc::new(fs.clone()), Arc::default());
-    Journal::open(fs, Path::new(DIR), true, 1 << 20, Box::new(|| false), failure)
+    let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+    let is_new = fs.list(Path::new(DIR)).is_err();
+    Journal::open(fs, Path::new(DIR), is_new, 1 << 20, Box::new(|| false), Arc::default())
 }
 
 /// A journal of a snapshot and of changes, most of them synced one by one.
@@ -59,8 +61,8 @@ fn sample() -> Sample {
     Sample { fs, paths, facts }
 }
 
-/// The first byte says which copies are damaged and whether the journal goes on afterwards, the rest
-/// how they are damaged.
+/// The first byte says which copies are damaged and whether the journal goes on afterwards, the
+/// rest how they are damaged.
 pub(crate) fn run(input: &[u8]) {
     let Some((which, input)) = input.split_first() else { return };
     SAMPLE.with(|sample| {

@@ -46,7 +46,8 @@ fn open_dir(fs: &SimFs) -> DataDir {
     opened.expect("only segments are damaged")
 }
 
-/// Cuts the power with everything on disk, and the zeros behind the journal off: they take only time.
+/// Cuts the power with everything on disk, and the zeros behind the journal off: they take only
+/// time.
 fn cut_power(fs: &SimFs) {
     fs.power_cut(|_| true);
     for path in fs.paths().iter().filter(|path| path.starts_with("/data/meta")) {
@@ -90,9 +91,9 @@ fn sample() -> Sample {
     Sample { fs, paths, entries }
 }
 
-/// The first byte says what is done: which segment, whether its whole entries are replaced or edited
-/// here and there, whether headers are edited too, and whether the checksums of entries are made
-/// right afterwards.
+/// The first byte says what is done: which segment, whether its entries are replaced or edited here
+/// and there, whether headers are edited too, and whether the checksums of entries are made right
+/// afterwards.
 pub(crate) fn run(input: &[u8]) {
     let Some((how, input)) = input.split_first() else { return };
     SAMPLE.with(|sample| {
