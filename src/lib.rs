@@ -1,6 +1,43 @@
 //! Quipu: a partitioned, replicated, append-only log server.
+//!
+//! A *topic* is split into *partitions*; each partition is one log, and everything about it lives
+//! in that log: its records, the sequence numbers of its producers, the progress of its consumer
+//! groups. One order, one durability argument, one recovery.
+//!
+//! # Layers
+//! Dependencies point downwards only; `tests/tidy.rs` holds the code to it.
+//!
+//! | module | what it owns | what it must not know |
+//! |---|---|---|
+//! | `cli` | the command line | how bytes are stored |
+//! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
+//! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
+//! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
+//! | [`types`] | names that all share | everything else |
+//!
+//! # Decisions that are not obvious
+//! * **The server never re-encodes a batch.** In protobuf a message field and a `bytes` field look
+//!   the same on the wire, so the server's types are generated with [`proto`]'s `RecordBatch` as
+//!   bytes: what a client sent is what is stored, replicated and served, under one checksum.
+//! * **A segment has no name until it is durable.** New segments are written among the spare files
+//!   and renamed by the sync thread after their first sync, so that no append waits for a
+//!   directory, and a name proves that all entries before the segment are on disk. The price: what
+//!   was appended to a new segment and not yet synced does not survive a mere kill of the process.
+//! * **The durable watermark decides recovery**, not the presence of intact entries behind a bad
+//!   spot: see `storage/recovery.rs`.
+//! * **A cut is a new segment.** Truncating a suffix and cutting a torn tail both leave the old
+//!   file
+//!   alone and continue in a new one with a new salt and a higher generation. Slices that readers
+//!   hold stay true, stale frames never link up again, and the new file's name is the one durable
+//!   record of the cut.
+//! * **Seals are not recorded.** The next segment's header holds the chain value, and with it the
+//!   digest of the whole log before it, so the journal need not repeat it.
+//! * **The meta journal is kept twice**, written and synced alike: votes must survive a bad sector.
+//! * **A checkpoint is of the state right before its segment**, so a log can begin at any segment
+//!   that has one. After a cut that recovery made there is none; state is replayed from an older.
 
 pub mod batch;
+pub mod cli;
 pub mod proto;
 pub mod storage;
 pub mod types;

@@ -1,3 +1,7 @@
 //! The `quipu` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quipu::cli::main()
+}

@@ -1,6 +1,7 @@
 //! Names that every layer shares.
 //!
-//! Offsets, indices, terms and positions are plain `u64`: a name says which one it is (`base_offset`,
+//! Offsets, indices, terms and positions are plain `u64`: a name says which one it is
+//! (`base_offset`,
 //! `last_index`, `position`), and one word never stands for two of them.
 
 use std::fmt;

@@ -113,6 +113,7 @@ impl OpenSegments {
     pub(super) fn note_opened(&self, segment: &Arc<Segment>) {
         let mut clock = self.lock();
         clock.segments.push(Arc::downgrade(segment));
+        assert!(!clock.segments.is_empty(), "the clock has the segment that was just opened");
         clock.trim(self.max);
     }
 

@@ -31,10 +31,10 @@ use super::spare::Spares;
 use super::sync::{OnRound, Syncer};
 use crate::types::LogId;
 
-const MARKER: &str = "quipu.dir";
+pub(super) const MARKER: &str = "quipu.dir";
 const MARKER_TEXT: &str = "quipu data directory, format ";
 const FORMAT: u32 = 1;
-const LOCK: &str = "quipu.lock";
+pub(super) const LOCK: &str = "quipu.lock";
 const RESERVE: &str = "reserve";
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
 
@@ -124,7 +124,8 @@ impl DataDir {
     /// Opens a log and says what recovery found. Damage is no error here: it is in the report.
     ///
     /// # Errors
-    /// [`Error::UnknownLog`], [`Error::FutureVersion`], [`Error::Foreign`], or what the system said.
+    /// [`Error::UnknownLog`], [`Error::FutureVersion`], [`Error::Foreign`], or what the system
+    /// said.
     pub fn open_log(&self, id: LogId) -> Result<(Log, RecoveryReport)> {
         self.context.failure.check()?;
         let started = Instant::now();

@@ -128,6 +128,14 @@ impl EntryHeader {
 
     /// Encodes the header for a segment with `seed`; `chain` and `synced_index` as they stand.
     pub fn encode(&self, seed: u32) -> [u8; HEADER_BYTES] {
+        assert!(self.index > 0, "indices count from 1");
+        assert!(
+            self.synced_index < self.index,
+            "entry {} cannot say that {} is on disk",
+            self.index,
+            self.synced_index
+        );
+        assert!(self.payload_len <= PAYLOAD_BYTES_MAX, "{} bytes are too many", self.payload_len);
         let mut bytes = self.encode_body();
         bytes[4..8].copy_from_slice(&self.chain.to_le_bytes());
         let crc = crc_from(seed, &bytes[4..]);
@@ -153,6 +161,13 @@ impl EntryHeader {
         put(72, &self.producer_epoch.to_le_bytes());
         put(76, &self.base_sequence.to_le_bytes());
         bytes
+    }
+
+    /// True if a few fields are in their ranges, so that a look at the CRC is worth while.
+    pub(super) fn is_plausible(bytes: &[u8]) -> bool {
+        Kind::from_byte(bytes[44]).is_some()
+            && u32_at(bytes, 36) <= PAYLOAD_BYTES_MAX
+            && bytes[74..76] == [0, 0]
     }
 
     /// Decodes a header and checks its CRC.

@@ -5,7 +5,7 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::header::Tip;
+use super::header::{Origin, SegmentHeader, Tip};
 
 /// Where a log starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,23 @@ pub(super) struct Watermark {
 }
 
 impl Watermark {
+    /// Of a log that the journal says nothing about.
+    pub(super) const UNKNOWN: Self = Self { generation: 0, index: 0, term: 0 };
+
+    /// The watermark without what truncations that came after it removed.
+    pub(super) fn cut_back<'a>(mut self, live: impl Iterator<Item = &'a SegmentHeader>) -> Self {
+        for header in live {
+            // When the segment was made the log ended right before it, and a repair ends nothing.
+            if header.origin != Origin::Repaired && header.generation > self.generation {
+                let tip = header.previous;
+                let is_cut = tip.index < self.index;
+                self.term = if is_cut { tip.term } else { self.term };
+                self.index = self.index.min(tip.index);
+            }
+        }
+        self
+    }
+
     pub(super) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(24);
         bytes.put_u64_le(self.generation);

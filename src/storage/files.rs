@@ -75,6 +75,10 @@ impl Files {
         };
         self.void.extend(self.live.extract_if(.., is_replaced));
         let at = self.live.partition_point(|older| older.base_index < base);
+        assert!(
+            self.live.get(at).is_none_or(|older| older.base_index > base),
+            "two segments of base index {base} count"
+        );
         self.live.insert(at, file);
     }
 }

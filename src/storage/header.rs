@@ -180,6 +180,13 @@ impl SegmentHeader {
 
     /// Encodes the header.
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        assert!(self.generation > 0, "generations count from 1");
+        assert!(
+            self.previous_base_index < self.base_index(),
+            "segment {} cannot follow segment {}",
+            self.base_index(),
+            self.previous_base_index
+        );
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, MAGIC);

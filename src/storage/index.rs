@@ -54,6 +54,10 @@ impl SparseIndex {
 
     /// Notes an entry in any case.
     pub(super) fn push(&mut self, header: &EntryHeader, position: u64) {
+        if let Some(last) = self.rows.last() {
+            assert!(last.position < position, "row {position} stands before row {}", last.position);
+            assert!(last.index < header.index, "entry {} after {}", header.index, last.index);
+        }
         self.rows.push(Row {
             index: header.index,
             base_offset: header.base_offset,
@@ -109,6 +113,11 @@ impl SparseIndex {
         }
         let count = low + rows[low..high].partition_point(holds);
         rows[..count].last().copied()
+    }
+
+    /// All rows in order.
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     /// Heap bytes in use.

@@ -181,6 +181,8 @@ impl Log {
     fn append_to_active(&mut self, active: &Arc<Segment>, entries: &[Entry]) -> Result<()> {
         active.append(entries)?;
         let last = entries.last().expect("at least one entry is appended");
+        assert!(last.header.index > self.tip.index, "the log goes forward from {:?}", self.tip);
+        assert!(last.header.end_offset() >= self.tip.end_offset, "offsets never go back");
         self.tip = last.header.tip();
         self.sync.note_appended(active, self.tip.index);
         self.publish_tip();
@@ -230,6 +232,7 @@ impl Log {
         previous.seal();
         self.next_generation += 1;
         let mut segments = self.segments().to_vec();
+        assert_eq!(segment.base_index(), self.tip.index + 1, "a segment starts after the tip");
         segments.push(segment.clone());
         self.shared.segments.store(Arc::new(segments));
         self.sync.note_appended(&segment, self.tip.index);
@@ -310,6 +313,13 @@ impl Log {
         let segment = Segment::create(&self.context, &self.dir, header, bytes, false)?;
         self.next_generation += 1;
         let old = self.segments();
+        assert!(kept <= old.len(), "{kept} of {} segments are kept", old.len());
+        assert!(
+            old[..kept].iter().all(|segment| segment.base_index() <= tip.index + 1),
+            "log {}: a kept segment starts beyond entry {}",
+            self.id,
+            tip.index
+        );
         let mut segments = old[..kept].to_vec();
         segments.iter().for_each(|segment| segment.seal());
         segments.push(segment.clone());
@@ -370,6 +380,7 @@ impl Log {
             header.base_offset() <= offset && header.has_checkpoint
         };
         let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
+        assert!(old[first].base_offset() <= offset, "the log must still hold offset {offset}");
         let start = LogStart { offset, first_index: old[first].base_index() };
         let sequence = self.record(FactKind::LogStart, start.encode())?;
         self.shared.start_offset.store(offset, Ordering::Release);
@@ -455,6 +466,7 @@ impl Log {
     /// As [`super::Journal::record`].
     pub fn record_watermark(&self) -> Result<u64> {
         let index = self.sync.synced_index();
+        assert!(index <= self.tip.index, "entry {index} is on disk, the log ends before it");
         let term = self.reader().term_at(index, super::Access::MayBlock)?;
         let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())
@@ -468,7 +480,8 @@ impl Log {
         if self.lost_tail.is_some() {
             return Ok(());
         }
-        self.sync()?;
+        let synced = self.sync()?;
+        assert_eq!(synced, self.tip.index, "log {}: a sync covers the whole log", self.id);
         self.record_watermark()?;
         let active = self.active();
         let generation = active.header().generation;

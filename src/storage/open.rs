@@ -13,7 +13,7 @@ use super::error::{Damage, Error, IoContext as _, Result};
 use super::facts::{Closed, LogStart, Watermark};
 use super::files::{Files, SegmentFile};
 use super::fs::{File, OpenMode};
-use super::header::{COPY_POSITIONS, Origin, SegmentHeader, Tip};
+use super::header::{COPY_POSITIONS, SegmentHeader, Tip};
 use super::journal::{Change, FactKind};
 use super::log::{Log, LostTail};
 use super::reader::Shared;
@@ -65,17 +65,9 @@ struct Facts {
 impl Facts {
     fn read(context: &Context, id: LogId, class: Class, files: &Files) -> Self {
         let get = |kind| context.journal.get(id, kind);
-        let unknown = Watermark { generation: 0, index: 0, term: 0 };
-        let mut watermark = get(FactKind::Watermark).and_then(Watermark::decode).unwrap_or(unknown);
-        for header in files.live.iter().filter_map(|file| file.header.as_ref().ok()) {
-            // When the segment was made the log ended right before it, and a repair ends nothing.
-            if header.origin != Origin::Repaired && header.generation > watermark.generation {
-                let tip = header.previous;
-                let is_cut = tip.index < watermark.index;
-                watermark.term = if is_cut { tip.term } else { watermark.term };
-                watermark.index = watermark.index.min(tip.index);
-            }
-        }
+        let watermark = get(FactKind::Watermark).and_then(Watermark::decode);
+        let live = files.live.iter().filter_map(|file| file.header.as_ref().ok());
+        let watermark = watermark.unwrap_or(Watermark::UNKNOWN).cut_back(live);
         let closed = get(FactKind::Closed).and_then(Closed::decode);
         Self {
             start: get(FactKind::LogStart).and_then(LogStart::decode),
@@ -187,7 +179,7 @@ impl Opening {
 
     fn mark_faulty(&mut self, first_index: u64, last_index: u64, damage: Damage) {
         if first_index <= last_index {
-            tracing::error!(log = %self.id, first_index, last_index, %damage, "entries are damaged");
+            tracing::error!(log = %self.id, first_index, last_index, %damage, "damaged");
             self.faulty.push(FaultyRange { first_index, last_index, damage });
         }
     }
@@ -247,6 +239,17 @@ impl Opening {
         let verdict = recovery::judge(&scan, watermark, active.header().is_recycled);
         self.mark_verdict(active, &scan, &verdict);
         let last = &scan.runs[verdict.runs_kept - 1];
+        assert!(
+            last.tip.index >= active.header().previous.index,
+            "log {}: a segment ends before it begins",
+            self.id
+        );
+        assert!(
+            verdict.is_tail_lost || last.tip.index >= watermark,
+            "log {}: entry {watermark} was on disk, recovery kept only {}",
+            self.id,
+            last.tip.index
+        );
         if self.facts.closed.is_none() {
             rewrite(&*file, &scan, watermark, last).at("rewrite", &active.path())?;
         }
@@ -257,7 +260,8 @@ impl Opening {
         });
         let bytes_end = if active.header().is_recycled { 0 } else { scan.bytes_end };
         if bytes_end > last.end && scan.frames_end <= last.end {
-            // DURABILITY: the remains of a torn write go, so that they are not found and told again.
+            // DURABILITY: the remains of a torn write go, so that they are not found and told
+            // again.
             let erased = file.write_zeros(last.end, bytes_end).and_then(|()| file.sync());
             erased.at("erase", &active.path())?;
         }
@@ -300,6 +304,8 @@ impl Opening {
 
     fn finish(self, class: Class, end: End) -> Result<(Log, RecoveryReport)> {
         let active = self.segments.last().expect("a log has a segment");
+        let is_ordered = |pair: &[Arc<Segment>]| pair[0].base_index() < pair[1].base_index();
+        assert!(self.segments.windows(2).all(is_ordered), "log {}: segments overlap", self.id);
         let last_generation = self.segments.iter().map(|s| s.header().generation).max();
         let start = self.facts.start.map_or(0, |start| start.offset);
         // The start may lie beyond the end: what was there was committed elsewhere and comes back.

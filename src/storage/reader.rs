@@ -52,11 +52,13 @@ impl View {
 
     /// Last index of segment `n`.
     fn last_index_of(&self, n: usize) -> u64 {
+        assert!(n < self.segments.len(), "segment {n} of {}", self.segments.len());
         let next = self.segments.get(n + 1).map(|next| next.base_index() - 1);
         next.unwrap_or(self.last_index).min(self.last_index)
     }
 
     fn check_index(&self, requested: u64) -> Result<()> {
+        assert!(!self.segments.is_empty(), "a log has a segment");
         let (first, last) = (self.segments[0].base_index(), self.last_index);
         if requested < first || requested > last {
             return Err(Error::IndexOutOfRange { requested, first, last });
@@ -195,8 +197,8 @@ impl LogReader {
         })
     }
 
-    /// The first record batch appended at `time_ms` or later: its base offset and index. `None` when
-    /// every batch is older.
+    /// The first record batch appended at `time_ms` or later: its base offset and index. `None`
+    /// when every batch is older.
     ///
     /// # Errors
     /// As [`Self::read`].

@@ -9,12 +9,12 @@
 //! on disk when it was written, and the meta journal repeats it when a log goes idle. [`decide`]
 //! is the whole rule, pure; the rest of the file gathers its evidence and carries it out.
 //!
-//! | first bad spot            | intact entries behind it         | meaning            | what happens |
-//! |---------------------------|----------------------------------|--------------------|--------------|
-//! | at or above the watermark | none                             | torn tail          | cut          |
-//! | at or above the watermark | none that was known to be synced | torn, out of order | cut          |
-//! | below the watermark       | some, right after it or below    | corrupt middle     | marked, kept |
-//! | below the watermark       | none                             | lost durable tail  | marked, kept |
+//! | first bad spot        | intact entries behind it      | meaning            | what happens |
+//! |-----------------------|-------------------------------|--------------------|--------------|
+//! | at or above watermark | none                          | torn tail          | cut          |
+//! | at or above watermark | none known to have been synced| torn, out of order | cut          |
+//! | below the watermark   | some, right after it or below | corrupt middle     | marked, kept |
+//! | below the watermark   | none                          | lost durable tail  | marked, kept |
 //!
 //! Only the last segment can have a torn tail: an older one was synced before its successor got its
 //! name.
@@ -104,6 +104,10 @@ pub(super) struct Verdict {
 /// `watermark` is the highest index known to have been on disk.
 /// `has_more_bytes` says that something that is not free space follows the runs.
 pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) -> Verdict {
+    assert!(!runs.is_empty(), "a segment has a first run, even if nothing is in it");
+    for pair in runs.windows(2) {
+        assert!(pair[0].1 < pair[1].0, "runs {pair:?} overlap or stand in the wrong order");
+    }
     let mut faulty = Vec::new();
     let mut runs_kept = 1;
     let mut last = runs[0].1;
@@ -121,6 +125,7 @@ pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) 
     if is_tail_lost {
         faulty.push((last + 1, watermark));
     }
+    assert!(watermark <= last || is_tail_lost, "the watermark {watermark} is beyond {last}");
     let has_dropped = runs_kept < runs.len();
     let case = match (is_tail_lost, faulty.is_empty()) {
         (true, _) => Case::LostTail,
@@ -138,4 +143,81 @@ pub(super) fn judge(scan: &Scan, watermark: u64, is_recycled: bool) -> Verdict {
     let end = scan.runs.last().map_or(0, |run| run.end);
     let has_more_bytes = scan.frames_end > end || (!is_recycled && scan.bytes_end > end);
     decide(&runs, watermark, has_more_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of entries in the shape that [`decide`] takes.
+    fn verdict(runs: &[(u64, u64)], watermark: u64) -> Verdict {
+        decide(runs, watermark, false)
+    }
+
+    #[test]
+    fn the_table_of_cases_holds() {
+        let whole = verdict(&[(1, 9)], 5);
+        assert_eq!((whole.case, whole.runs_kept, whole.faulty), (Case::Whole, 1, vec![]));
+        assert_eq!(decide(&[(1, 9)], 9, true).case, Case::TornTail);
+        let torn = verdict(&[(1, 5), (8, 9)], 5);
+        assert_eq!((torn.case, torn.runs_kept, torn.faulty), (Case::TornOutOfOrder, 1, vec![]));
+        let corrupt = verdict(&[(1, 5), (8, 9)], 8);
+        assert_eq!((corrupt.case, corrupt.runs_kept), (Case::CorruptMiddle, 2));
+        assert_eq!((corrupt.faulty, corrupt.is_tail_lost), (vec![(6, 7)], false));
+        let lost = verdict(&[(1, 5)], 7);
+        assert_eq!(
+            (lost.case, lost.faulty, lost.is_tail_lost),
+            (Case::LostTail, vec![(6, 7)], true)
+        );
+    }
+
+    #[test]
+    fn an_intact_run_right_after_the_watermark_is_kept_and_a_later_one_is_not() {
+        let right_after = verdict(&[(1, 3), (6, 7)], 5);
+        assert_eq!((right_after.case, right_after.runs_kept), (Case::CorruptMiddle, 2));
+        let later = verdict(&[(1, 3), (7, 8)], 5);
+        assert_eq!((later.case, later.runs_kept), (Case::LostTail, 1));
+        assert_eq!(later.faulty, [(4, 5)], "entry 6 may never have been on disk");
+    }
+
+    /// Every way in which `groups` entries can be intact or not, under every watermark.
+    #[test]
+    fn no_state_loses_a_durable_entry_or_calls_an_undurable_one_damaged() {
+        const GROUPS: u64 = 10;
+        for intact in 0..1u64 << GROUPS {
+            let is_intact = |index: u64| intact & (1 << (index - 1)) != 0;
+            let runs = runs_of(GROUPS, is_intact);
+            for watermark in 0..=GROUPS {
+                let verdict = verdict(&runs, watermark);
+                let kept_until = runs[verdict.runs_kept - 1].1;
+                let last = kept_until.max(if verdict.is_tail_lost { watermark } else { 0 });
+                let is_faulty = |i| verdict.faulty.iter().any(|(a, b)| *a <= i && i <= *b);
+                assert!(last >= watermark, "{runs:?} {watermark}: a promise is forgotten");
+                for index in 1..=last {
+                    let state = (is_intact(index), is_faulty(index));
+                    let is_dropped = index > kept_until;
+                    assert!(
+                        state == (true, false) || state == (false, true) || is_dropped && state.1,
+                        "{runs:?}, watermark {watermark}: entry {index} is {state:?}"
+                    );
+                    assert!(
+                        !state.1 || index <= watermark,
+                        "{runs:?} {watermark}: torn, not faulty"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Maximal runs of intact entries, the first starting at 1 and maybe empty.
+    fn runs_of(groups: u64, is_intact: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
+        let mut runs = vec![(1, 0)];
+        for index in (1..=groups).filter(|index| is_intact(*index)) {
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == index => *last = index,
+                _ => runs.push((index, index)),
+            }
+        }
+        runs
+    }
 }

@@ -21,9 +21,9 @@ const COPY_BYTES: usize = 1024 * 1024;
 impl Log {
     /// Replaces the segment that holds damaged entries by one in which they are whole.
     ///
-    /// `entries`, in order of their indices, are all those of that segment that cannot be read, from
-    /// a replica that has them committed; more than that does no harm. The chain proves that they
-    /// are the ones that were here: it must lead to the intact entry, or segment, behind them.
+    /// `entries`, in order of their indices, are all those of that segment that cannot be read,
+    /// from a replica that has them committed; more than that does no harm. The chain proves that
+    /// they are the ones that were here: it must lead to the intact entry, or segment, behind them.
     ///
     /// DURABILITY: the new file is synced and has its name before the old one may go.
     ///
@@ -90,6 +90,12 @@ impl Log {
         self.shared.segments.store(Arc::new(segments));
         self.publish_tip();
         let base_index = segment.base_index();
+        assert_eq!(
+            base_index,
+            old.base_index(),
+            "a repaired segment takes the place of its old self"
+        );
+        assert!(tip.index >= base_index, "a repaired segment holds the entries that were missing");
         let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
         faulty.retain(|range| range.last_index < base_index || range.first_index > tip.index);
         drop(faulty);
@@ -145,6 +151,7 @@ impl Copy {
         given: &[Entry],
         last_index: u64,
     ) -> Result<()> {
+        assert!(last_index >= self.tip.index, "a copy goes up to {last_index}");
         let mut given: VecDeque<Entry> = given.iter().cloned().collect();
         while self.tip.index < last_index {
             let next = self.tip.index + 1;
@@ -228,6 +235,9 @@ impl LogReader {
             return Ok(Vec::new());
         };
         let found = check_segment(segment, Some(next.header().previous), pace)?;
+        if segment.is_void() {
+            return Ok(Vec::new());
+        }
         // The index of a damaged segment is made anew when it is next needed, around the damage.
         if !found.is_empty() {
             segment.drop_index()?;

@@ -47,6 +47,7 @@ pub fn choose(segments: &[SegmentFacts], policy: &Policy, now_ms: i64) -> usize 
         bytes -= segment.bytes;
         count += 1;
     }
+    assert!(count <= candidates, "the last of {} segments would go", segments.len());
     while count > 0 && !segments[count].has_checkpoint {
         count -= 1;
     }

@@ -37,8 +37,10 @@ pub struct Segment {
     seed: u32,
     name: Mutex<Name>,
     open: ArcSwapOption<OpenFile>,
-    /// Serializes opening, so that a file is mapped once.
+    /// Serializes opening, so that a file is mapped once, and not any more while it is removed.
     opening: Mutex<()>,
+    /// Shared with every mapping of the file for as long as a slice of it is alive.
+    lease: Arc<()>,
     /// Position after the last published entry; the file length for a segment that was sealed
     /// before this process opened it, whose entries end where the next segment begins.
     end: AtomicU64,
@@ -145,6 +147,7 @@ impl Segment {
             name: Mutex::new(name),
             open: ArcSwapOption::empty(),
             opening: Mutex::new(()),
+            lease: Arc::new(()),
             end: AtomicU64::new(if is_new { header.entries_position() } else { allocated }),
             allocated: AtomicU64::new(allocated),
             index: RwLock::new(None),
@@ -271,6 +274,11 @@ impl Segment {
     /// Notes that the segment's directory was synced after the file got its name.
     pub(super) fn confirm_name(&self) {
         let mut name = self.lock_name();
+        assert!(
+            !matches!(*name, Name::Spare(_)) || self.is_void(),
+            "segment {} has no name to be sure of",
+            self.base_index()
+        );
         if *name == Name::Final {
             *name = Name::Durable;
         }
@@ -294,11 +302,15 @@ impl Segment {
     /// Writes consecutive entries at the end and publishes them. The headers are complete.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] when the file cannot grow: nothing was appended. Any other error is final.
+    /// [`Error::NoSpace`] when the file cannot grow: nothing was appended. Any other error is
+    /// final.
     pub(super) fn append(self: &Arc<Self>, entries: &[Entry]) -> Result<()> {
         let bytes: u64 = entries.iter().map(|entry| entry.header.frame_bytes()).sum();
         let open = self.open_file(Access::MayBlock)?;
         let start = self.end.load(Ordering::Relaxed);
+        assert!(!self.is_sealed(), "segment {} takes no more entries", self.base_index());
+        assert!(!self.is_void(), "segment {} was removed", self.base_index());
+        assert!(start.is_multiple_of(8), "frames start at multiples of eight, not at {start}");
         self.allocate(&*open.file, start + bytes)?;
         let mut position = start;
         for chunk in entries.chunks(WRITE_ENTRIES_MAX) {
@@ -310,6 +322,7 @@ impl Segment {
             position += written.map_err(|error| self.write_failed(bytes, error))?;
         }
         assert_eq!(position, start + bytes, "frames take the bytes they were measured with");
+        assert!(position <= self.allocated_bytes(), "entries end at {position}, beyond the file");
         self.note_in_index(entries, start);
         self.is_dirty.store(true, Ordering::Release);
         self.end.store(position, Ordering::Release);
@@ -416,7 +429,10 @@ impl Segment {
         if let Some(open) = self.open.load_full() {
             return Ok(open);
         }
-        let map = file.map(self.reserve_bytes()).at("map", path)?;
+        if self.is_void() {
+            return Err(Error::io("open", path, std::io::ErrorKind::NotFound.into()));
+        }
+        let map = file.map(self.reserve_bytes(), self.lease.clone()).at("map", path)?;
         let open = Arc::new(OpenFile { file, map });
         self.open.store(Some(open.clone()));
         Ok(open)
@@ -464,20 +480,19 @@ impl Segment {
     /// makes the segment superfluous.
     pub(super) fn remove(&self) -> Result<()> {
         let fs = &*self.context.fs;
+        let _opening = self.opening.lock().expect("no opener of a segment panics");
         let name = self.lock_name();
         self.is_void.store(true, Ordering::Release);
+        self.open.store(None);
         let path = self.path_named(&name);
         let bytes = self.allocated_bytes();
-        let is_reusable = bytes == self.context.config.segment_bytes && !self.is_borrowed();
+        // Nobody can map the file from here on. Whoever did holds the lease, up to the last slice.
+        let is_borrowed = Arc::strong_count(&self.lease) > 1;
+        let is_reusable = bytes == self.context.config.segment_bytes && !is_borrowed;
         if !(is_reusable && self.context.spares.recycle(fs, &path, bytes)?) {
             fs.remove_file(&path).at("remove", &path)?;
         }
         remove_if_there(fs, &self.index_path())
-    }
-
-    /// True while a slice that was read from here is alive.
-    pub(super) fn is_borrowed(&self) -> bool {
-        self.open.load().as_ref().is_some_and(|open| open.map.is_borrowed())
     }
 
     /// Bytes of the checkpoint, verified.

@@ -48,7 +48,9 @@ impl Spares {
     pub(super) fn take(&self, bytes: u64) -> Option<PathBuf> {
         let mut state = self.lock();
         let at = state.ready.iter().position(|(_, len)| *len == bytes)?;
-        state.ready.remove(at).map(|(path, _)| path)
+        let (path, len) = state.ready.remove(at)?;
+        assert_eq!(len, bytes, "a spare has the length that was asked for");
+        Some(path)
     }
 
     /// Puts a taken spare back that was not used after all.

@@ -9,7 +9,8 @@
 //! Invariants:
 //! * A token is reported only after everything that was appended to its log and recorded in the
 //!   journal before the request is on disk.
-//! * Waiting requests are bounded by the number of logs and tokens in flight: the same log takes one
+//! * Waiting requests are bounded by the number of logs and tokens in flight: the same log takes
+//!   one
 //!   place however often it is asked for.
 //! * After a failed sync no round succeeds again (RELIABILITY D3).
 
@@ -70,6 +71,12 @@ impl LogSync {
         if !state.segments.last().is_some_and(|last| Arc::ptr_eq(last, segment)) {
             state.segments.push(segment.clone());
         }
+        assert!(
+            last_index >= state.last_index || state.segments.len() == 1,
+            "log {}: appended {last_index} after {}",
+            self.log,
+            state.last_index
+        );
         state.last_index = last_index;
     }
 
@@ -125,6 +132,13 @@ impl LogSync {
         self.is_new_dir.store(false, Ordering::Release);
         let state = self.lock_state();
         if state.truncations == taken.truncations && !taken.segments.is_empty() {
+            assert!(
+                taken.last_index <= state.last_index,
+                "log {}: entry {} is on disk, the log ends at {}",
+                self.log,
+                taken.last_index,
+                state.last_index
+            );
             self.synced_index.fetch_max(taken.last_index, Ordering::AcqRel);
         }
         drop(state);
@@ -324,6 +338,7 @@ impl Core {
         let result = self.perform(task);
         let mut state = self.lock();
         let round = state.running.as_mut().expect("a round runs until its last task is done");
+        assert!(round.busy > 0, "a task ended that no thread was at");
         round.busy -= 1;
         if let Err(error) = result {
             round.error.get_or_insert(error);
@@ -396,6 +411,7 @@ impl Core {
 fn take_task(state: &mut State) -> Option<Task> {
     let round = state.running.as_mut()?;
     let task = round.tasks.pop()?;
+    assert!(!round.tokens.is_empty(), "a round runs because somebody asked");
     round.busy += 1;
     Some(task)
 }

@@ -86,6 +86,7 @@ impl<'a> Walk<'a> {
         }
         self.position += header.frame_bytes();
         self.next_index += 1;
+        assert!(self.position.is_multiple_of(8), "a frame ends at {}", self.position);
         if self.position > self.end {
             let what = format!("entry {} reaches beyond the segment's end", header.index);
             return Err(self.segment.damage(position, what));
@@ -123,6 +124,7 @@ impl<'a> Walk<'a> {
             let len = self.resident_end.max(end) - position;
             self.window = self.open.map.slice(position, len as usize);
         }
+        assert!(end <= self.resident_end, "bytes {position}..{end} are not known to be in memory");
         let at = (position - self.window_start) as usize;
         Ok(&self.window[at..at + len])
     }
@@ -143,6 +145,7 @@ impl<'a> Walk<'a> {
                 self.segment.damage(position, what)
             })?;
         }
+        assert!(upto >= end, "brought in {position}..{upto}, wanted {end}");
         self.resident_end = upto;
         Ok(())
     }

@@ -155,3 +155,49 @@ fn a_rolled_log_makes_the_older_segment_durable_first() {
     assert!(syncs[0].contains("00000000000000000001-"), "{syncs:?}");
     assert!(syncs[1].contains("spare"), "{syncs:?}");
 }
+
+#[test]
+fn a_segment_is_removed_only_after_the_one_that_follows_has_its_name() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    append(&mut log, 5, 100).unwrap();
+    log.sync().unwrap();
+    log.roll(&mut checkpoint).unwrap();
+    log.advance_log_start(5).unwrap();
+    dir.journal().sync().unwrap();
+    assert_eq!(log.reclaim().unwrap(), 0, "a crash now would leave no segment at all");
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let (_dir, mut log, _) = reopen(&fs);
+    assert_eq!(log.tip().end_offset, 5);
+    assert_eq!(log.reader().log_start_offset(), 5);
+    append(&mut log, 1, 100).unwrap();
+}
+
+#[test]
+fn a_recycled_file_is_not_used_before_its_old_name_is_gone_for_good() {
+    let fs = SimFs::new();
+    let config = Config { spares_max: 1, ..Config::tiny() };
+    let dir = open_dir_with(&fs, config.clone()).unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    let fill = |log: &mut quipu::storage::Log| {
+        let next = log.reader().segments().len() + 1;
+        while log.reader().segments().len() < next {
+            append(log, 1, 500).unwrap();
+        }
+        log.sync().unwrap();
+    };
+    (0..3).for_each(|_| fill(&mut log));
+    let start = log.reader().segments()[1].base_offset();
+    log.advance_log_start(start).unwrap();
+    dir.journal().sync().unwrap();
+    assert_eq!(log.reclaim().unwrap(), 1);
+    fill(&mut log);
+    assert!(log.reader().segments().last().unwrap().header().is_recycled);
+    let entries = read_all(&log);
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let dir = open_dir_with(&fs, config).unwrap();
+    let (log, _) = dir.open_log(LOG).unwrap();
+    assert_eq!(essence(&read_all(&log)), essence(&entries));
+}

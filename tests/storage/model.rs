@@ -1,5 +1,6 @@
 //! Random operations on a log, with crashes, failing disks and orderly restarts, against a plain
-//! vector. A seed decides everything; `QUIPU_MODEL_SEED` runs one, `QUIPU_MODEL_SEEDS` says how many.
+//! vector. A seed decides everything; `QUIPU_MODEL_SEED` runs one, `QUIPU_MODEL_SEEDS` says how
+//! many.
 
 use quipu::storage::fs::sim::{Pending, SimFs};
 use quipu::storage::{Access, Case, Class, Config, DataDir, Entry, Error, Log, Policy, Tip};
@@ -299,7 +300,8 @@ impl Model {
         let mut all = self.now.clone();
         all.entries.extend(entries.into_iter().filter(|entry| entry.header.index > last));
         self.before.push(all);
-        // An error while a segment was being made is harmless, one in the midst of entries is final.
+        // An error while a segment was being made is harmless, one in the midst of entries is
+        // final.
         if self.dir().check().is_err() {
             self.seen.failed += 1;
             self.refuses_everything();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use quipu::storage::fs::Fs as _;
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{Access, Case, Class, Error, Kind};
+use quipu::storage::{Access, Case, Class, EntryHeader, Error, Kind, SegmentHeader};
 
 use crate::support::*;
 
@@ -282,4 +282,22 @@ fn a_recovered_log_replays_its_state_from_the_latest_checkpoint() {
     let rest = read_from(&reader, tip.index + 1).unwrap();
     assert_eq!(rest.len() as u64, 100 - tip.index);
     assert!(rest.iter().all(|entry| entry.header.kind == Kind::Records));
+}
+
+#[test]
+fn an_entry_with_good_checksums_but_of_another_history_breaks_the_chain() {
+    let fs = synced_log(5);
+    let segment = segment_paths(&fs)[0].clone();
+    let head: [u8; 128] = fs.durable_bytes(&segment).unwrap()[..128].try_into().unwrap();
+    let seed = SegmentHeader::decode(&head).unwrap().seed();
+    fs.damage(&segment, |bytes| {
+        let frame = &mut bytes[4608 + 2 * 184..4608 + 2 * 184 + 80];
+        let mut header = EntryHeader::decode((&*frame).try_into().unwrap(), seed).unwrap();
+        header.producer_id = 666;
+        frame.copy_from_slice(&header.encode(seed));
+    });
+    let (_dir, _log, report) = reopen(&fs);
+    assert_eq!((report.case, report.last_index), (Case::CorruptMiddle, 5));
+    let what = &report.faulty[0].damage.what;
+    assert!(what.contains("chain of entry 3"), "{what}");
 }

@@ -38,7 +38,7 @@ fn one_round_makes_many_logs_durable_and_reports_once() {
     for sync_filesystem_from in [3, 1000] {
         let temporary = tempfile::tempdir().unwrap();
         let dir = real_dir(temporary.path(), sync_filesystem_from);
-        let (sender, rounds) = mpsc::channel();
+        let (sender, rounds) = mpsc::sync_channel(1000);
         let syncer = dir.start_syncer(Box::new(move |round| {
             sender.send(round.unwrap().to_vec()).unwrap();
         }));
@@ -176,4 +176,46 @@ fn rounds_without_threads_run_on_the_caller() {
     syncer.submit(SyncRequest { log: Some(log.syncer_handle()), token: 6 });
     assert!(syncer.run_round());
     assert_eq!((seen.load(Ordering::Relaxed), log.synced_index()), (11, 1));
+}
+
+#[test]
+fn a_file_is_not_used_again_while_a_slice_of_it_is_alive() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = Config {
+        spares_max: 4,
+        open_segments_max: 1,
+        segment_bytes: 16 * 1024,
+        low_water_bytes: 0,
+        reserve_bytes: 0,
+        sync_threads: 0,
+        ..Config::default()
+    };
+    let dir = DataDir::open(Arc::new(OsFs::new()), temporary.path(), config).unwrap();
+    let mut log = new_logs(&dir, 1).remove(0);
+    for _ in 0..100 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    log.sync().unwrap();
+    let mut borrowed = Vec::new();
+    log.reader().read(1, 10, 1 << 20, Access::MayBlock, &mut borrowed).unwrap();
+    // Reading on closes the first segments, but the slices keep their mapping alive.
+    let first = log.reader().segments()[0].clone();
+    for _ in 0..10 {
+        for index in [30, 45, 60, 75, 90] {
+            log.reader().header(index, Access::MayBlock).unwrap();
+        }
+    }
+    assert!(!first.is_open(), "others were opened in its place");
+    log.advance_log_start(60).unwrap();
+    dir.journal().sync().unwrap();
+    assert!(log.reclaim().unwrap() > 2);
+    let mut recycled = 0;
+    for _ in 0..200 {
+        append(&mut log, 1, 1000).unwrap();
+        log.sync().unwrap();
+    }
+    recycled += log.reader().segments().iter().filter(|s| s.header().is_recycled).count();
+    assert!(recycled > 0, "files that nobody borrowed are used again");
+    assert!(borrowed.iter().all(|entry| entry.payload == payload(entry.header.index, 1000)));
+    assert!(first.checkpoint().is_err(), "a removed segment does not open again");
 }

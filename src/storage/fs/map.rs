@@ -2,16 +2,17 @@
 //!
 //! # Why this is sound
 //! A mapping hands out `&[u8]` over memory that the kernel changes when the same file is written.
-//! Rust allows that only while nobody looks at the changing bytes, and the log engine guarantees it:
-//! a segment is written at positions at or above its published end, slices are cut below that end,
-//! bytes below it are never written again with other content, and a file is reused for another
-//! segment only when [`Map::is_borrowed`] says that no slice is alive. Files are never shortened,
+//! Rust allows that only while nobody looks at the changing bytes, and the log engine guarantees
+//! it: a segment is written at positions at or above its published end, slices are cut below that
+//! end, bytes below it are never written again with other content, and a file is reused for another
+//! segment only when the lease that every mapping holds says that no slice is alive. Files are never shortened,
 //! so a page below the end cannot vanish. Another process that writes or truncates the files breaks
 //! this; the data directory's lock and permissions are there against it.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::{Mmap, MmapOptions};
@@ -29,11 +30,11 @@ pub(super) struct FileMap {
 
 impl FileMap {
     /// Maps `reserve` bytes of `file` for reading.
-    pub(super) fn new(file: &fs::File, reserve: u64) -> io::Result<Self> {
+    pub(super) fn new(file: &fs::File, reserve: u64, lease: Arc<()>) -> io::Result<Self> {
         let len = usize::try_from(reserve).map_err(io::Error::other)?;
         // SAFETY: see the module docs: bytes that a slice covers are neither rewritten nor cut off.
         let map = unsafe { MmapOptions::new().len(len).map(file)? };
-        Ok(Self { whole: Bytes::from_owner(Owner(map)) })
+        Ok(Self { whole: Bytes::from_owner(Owner { map, _lease: lease }) })
     }
 
     /// The page-aligned start address and length that cover a range.
@@ -83,17 +84,17 @@ impl Map for FileMap {
         let failed = unsafe { libc::madvise(address, len, libc::MADV_POPULATE_READ) } != 0;
         if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
-
-    fn is_borrowed(&self) -> bool {
-        !self.whole.is_unique()
-    }
 }
 
 /// Lets [`Bytes`] own a mapping.
-struct Owner(Mmap);
+struct Owner {
+    map: Mmap,
+    /// Given back with the last slice.
+    _lease: Arc<()>,
+}
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }

@@ -1,9 +1,9 @@
 //! The seam between the log engine and an operating system.
 //!
-//! Every file the engine opens, renames, writes or syncs goes through [`Fs`] and [`File`]. There are
-//! two implementations: [`os::OsFs`] for production and [`sim::SimFs`], a model of a disk that
-//! loses, tears and damages what was not synced. Salts and the boot id come in through the seam too,
-//! so that a run over the model is a function of its seed.
+//! Every file the engine opens, renames, writes or syncs goes through [`Fs`] and [`File`]. There
+//! are two implementations: [`os::OsFs`] for production and [`sim::SimFs`], a model of a disk that
+//! loses, tears and damages what was not synced. Salts and the boot id come in through the seam
+//! too, so that a run over the model is a function of its seed.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -59,10 +59,12 @@ pub trait Fs: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock `path`, held until the guard is dropped; `None` when another
     /// process holds it. The file is created if it is missing.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>>;
+    /// True while a process holds the lock `path`. Creates nothing, and keeps nothing.
+    fn is_locked(&self, path: &Path) -> io::Result<bool>;
     /// Fresh randomness.
     fn salt(&self) -> [u8; 16];
-    /// Identity of this boot of the machine: equal before and after a process crash, different after
-    /// a machine crash.
+    /// Identity of this boot of the machine: equal before and after a process crash, different
+    /// after a machine crash.
     fn boot_id(&self) -> [u8; 16];
 }
 
@@ -88,8 +90,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Asks the system to forget the file's clean pages, so that later reads judge the disk.
     fn drop_cache(&self) -> io::Result<()>;
     /// Maps the first `reserve` bytes for reading; they may lie beyond the end of the file as long
-    /// as they are not touched.
-    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>>;
+    /// as they are not touched. The mapping holds `lease` until its last slice is gone, so that
+    /// the owner of the file knows when nobody looks at it any more.
+    fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>>;
 }
 
 /// A read-only view of a file that sees later writes to it.
@@ -104,8 +107,6 @@ pub trait Map: Send + Sync + fmt::Debug {
     /// Brings the range into memory, waiting for the disk; a bad sector is an error here and not a
     /// signal.
     fn populate(&self, position: u64, len: usize) -> io::Result<()>;
-    /// True while a slice of this mapping is alive.
-    fn is_borrowed(&self) -> bool;
 }
 
 /// Reads exactly `buf.len()` bytes at `position`.

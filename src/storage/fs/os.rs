@@ -1,13 +1,15 @@
 //! The real file system: the only file that opens, renames, writes or syncs files.
 //!
-//! Writes are positional (`pwritev`), reads of cold data are positional too (`pread`), so that every
-//! I/O error is a return code. Symbolic links are never followed for the last component of a path.
+//! Writes are positional (`pwritev`), reads of cold data are positional too (`pread`), so that
+//! every I/O error is a return code. Symbolic links are never followed for the last component of a
+//! path.
 
 use std::fs;
 use std::io::{self, IoSlice, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::fs::{Advice, FlockOperation};
 
@@ -16,6 +18,9 @@ use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
 
 /// The kernel takes at most this many parts in one vectored write.
 const PARTS_MAX: usize = 1024;
+/// How often, and how far apart, a lock that somebody holds is tried.
+const LOCK_TRIES: usize = 3;
+const LOCK_TRY_EVERY: Duration = Duration::from_millis(5);
 const ZEROS: &[u8] = &[0; 64 * 1024];
 
 /// The operating system's files.
@@ -88,11 +93,26 @@ impl Fs for OsFs {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Box::new(OsLock(file)))),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
+        // Whoever only asks for the lock has it for an instant: that must not fail a start.
+        for _ in 0..LOCK_TRIES {
+            if flock(&file, FlockOperation::NonBlockingLockExclusive)? {
+                return Ok(Some(Box::new(OsLock(file))));
+            }
+            std::thread::sleep(LOCK_TRY_EVERY);
         }
+        Ok(None)
+    }
+
+    fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        let mut options = fs::OpenOptions::new();
+        let options = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // Shared, so that two who ask do not take each other for a holder; closing it lets go.
+        Ok(!flock(&file, FlockOperation::NonBlockingLockShared)?)
     }
 
     fn salt(&self) -> [u8; 16] {
@@ -106,6 +126,15 @@ impl Fs for OsFs {
         // Without a boot id every restart counts as a machine crash, the careful case.
         let id = read.ok().and_then(|_| uuid::Uuid::try_parse(text.trim()).ok());
         id.map_or_else(random, |id| *id.as_bytes())
+    }
+}
+
+/// Takes a lock without waiting; false when another process holds it.
+fn flock(file: &fs::File, operation: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -184,8 +213,8 @@ impl File for OsFile {
         Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed)?)
     }
 
-    fn map(&self, reserve: u64) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(FileMap::new(&self.0, reserve)?))
+    fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
+        Ok(Box::new(FileMap::new(&self.0, reserve, lease)?))
     }
 }
 

@@ -192,6 +192,8 @@ pub(super) struct Recovered {
     pub(super) facts: BTreeMap<(LogId, FactKind), Bytes>,
     /// Sequence of the last change taken over.
     pub(super) sequence: u64,
+    /// Highest sequence that either copy says is durable.
+    pub(super) durable: u64,
     /// False if the copies differ or something follows the last change.
     pub(super) is_clean: bool,
 }
@@ -223,8 +225,25 @@ pub(super) fn merge(copies: &[(Head, &[u8])]) -> Result<Recovered, u64> {
         return Err(next);
     }
     let whole = |scan: &BTreeMap<u64, Frame>| scan.len() as u64 == next - first;
+    assert!(next >= first, "merging went back from change {first} to {next}");
     let is_clean = copies.len() == 2 && scans.iter().all(whole);
-    Ok(Recovered { facts, sequence: next - 1, is_clean })
+    Ok(Recovered { facts, sequence: next - 1, durable, is_clean })
+}
+
+/// Finds the first change up to `durable` that one copy does not hold in its place: the position
+/// and the change's sequence.
+pub(super) fn first_fault(head: Head, bytes: &[u8], durable: u64) -> Option<(u64, u64)> {
+    let (mut at, mut next) = (HEAD_BYTES, head.first_sequence);
+    while next <= durable {
+        match bytes.get(at..).and_then(|rest| decode_frame(rest, head.seed())) {
+            Some((frame, len)) if frame.sequence == next => {
+                at += len;
+                next += 1;
+            }
+            _ => return Some((at as u64, next)),
+        }
+    }
+    None
 }
 
 /// Finds every intact frame of a file, also behind damage.

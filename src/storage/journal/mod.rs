@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 pub use self::format::{Change, FactKind};
 use self::format::{HEAD_BYTES, Head};
-use super::error::{Error, IoContext as _, Result};
+use super::error::{Damage, Error, IoContext as _, Result};
 use super::fs::{File, Fs, OpenMode, read_exact_at};
 use super::segment::remove_if_there;
 use crate::types::LogId;
@@ -55,6 +55,17 @@ struct State {
     /// Sequence of the last frame.
     sequence: u64,
     facts: BTreeMap<(LogId, FactKind), Bytes>,
+}
+
+/// What reading a journal finds, copy by copy.
+#[derive(Debug)]
+pub(super) struct Examined {
+    pub(super) generation: u64,
+    /// Sequence of the last change.
+    pub(super) sequence: u64,
+    pub(super) facts: BTreeMap<(LogId, FactKind), Bytes>,
+    /// What one copy lacks and the other has.
+    pub(super) damage: Vec<Damage>,
 }
 
 impl Journal {
@@ -109,6 +120,35 @@ impl Journal {
         }
     }
 
+    /// Reads the journal in `dir` as [`Self::peek`] does, and also finds damage that the other copy
+    /// makes up for. Returns `None` when there is no journal.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn examine(fs: &dyn Fs, dir: &Path) -> Result<Option<Examined>> {
+        let generations = list_generations(fs, dir)?;
+        let Some(generation) = generations.last().copied() else {
+            return Ok(None);
+        };
+        let recovered = read_generation(fs, dir, generation)?;
+        let closed = recovered.facts.contains_key(&(LogId::NIL, FactKind::CleanShutdown));
+        // Whoever closes in order has synced all of it.
+        let durable = if closed { recovered.sequence } else { recovered.durable };
+        let mut damage = Vec::new();
+        for copy in COPIES {
+            let path = copy_path(dir, generation, copy);
+            // A crash between two renames leaves one copy, and then also the generation before.
+            let may_be_missing = generations.len() > 1;
+            if let Some((position, what)) =
+                copy_fault(fs, &path, generation, durable, may_be_missing)?
+            {
+                damage.push(Damage { file: path, position, what });
+            }
+        }
+        let facts = recovered.facts;
+        Ok(Some(Examined { generation, sequence: recovered.sequence, facts, damage }))
+    }
+
     /// Writes changes in order, all in one write, and returns the sequence of the last one.
     ///
     /// DURABILITY: nothing is synced here. The changes count once [`Self::synced_sequence`] has
@@ -120,6 +160,11 @@ impl Journal {
         let mut state = self.lock_state();
         let mut bytes = Vec::new();
         let synced = self.synced.load(Ordering::Acquire);
+        assert!(
+            synced <= state.sequence,
+            "change {synced} is durable, only {} were recorded",
+            state.sequence
+        );
         for (n, change) in (1..).zip(changes) {
             let sequence = state.sequence + n;
             format::encode_frame(&mut bytes, state.head.seed(), sequence, synced, change);
@@ -131,6 +176,12 @@ impl Journal {
         }
         state.position += bytes.len() as u64;
         state.sequence += changes.len() as u64;
+        assert!(
+            state.position <= state.allocated,
+            "the journal's frames end at {}, its file at {}",
+            state.position,
+            state.allocated
+        );
         for change in changes {
             apply(&mut state.facts, change);
         }
@@ -288,6 +339,29 @@ fn read_generation(fs: &dyn Fs, dir: &Path, generation: u64) -> Result<format::R
     format::merge(&views).map_err(amnesia)
 }
 
+/// Position and kind of the first damage to one copy of the journal.
+fn copy_fault(
+    fs: &dyn Fs,
+    path: &Path,
+    generation: u64,
+    durable: u64,
+    may_be_missing: bool,
+) -> Result<Option<(u64, String)>> {
+    let Some(bytes) = read_copy(fs, path)? else {
+        let what = "this copy of the journal is missing or cannot be read, the other one is good";
+        return Ok((!may_be_missing).then(|| (0, what.to_owned())));
+    };
+    let head = Head::decode(&bytes).ok().flatten().filter(|head| head.generation == generation);
+    let Some(head) = head else {
+        let what = "the head of this copy of the journal is damaged, the other one is good";
+        return Ok(Some((0, what.to_owned())));
+    };
+    let fault = format::first_fault(head, &bytes, durable);
+    Ok(fault.map(|(position, sequence)| {
+        (position, format!("change {sequence} cannot be read, the other copy has it"))
+    }))
+}
+
 /// Reads a whole file from the disk, not from the cache. `None` if it is missing or unreadable:
 /// the other copy then decides.
 fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
@@ -335,6 +409,7 @@ fn write_generation(
         let sequence = read_back.sequence + 1;
         return Err(Error::Amnesia { path: dir.to_path_buf(), sequence });
     }
+    assert_eq!(read_back.sequence, snapshot_end, "the journal read back ends where it was written");
     let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
     let position = bytes.len() as u64;
     Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })

@@ -1,3 +1,4 @@
+//! libFuzzer entry of the target of this name.
 #![no_main]
 
 #[path = "../targets/mod.rs"]

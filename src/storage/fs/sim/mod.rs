@@ -3,19 +3,21 @@
 //! Files live in memory twice: as processes see them and as the medium holds them. Writes reach the
 //! medium sector by sector when a file is synced, or, in a crash, in whatever subset the crash
 //! chooses; names reach it when their directory is synced, or one by one at the crash's choice.
-//! Faults are set up ahead: a sync that fails *and marks its pages clean* (what Linux does), a write
-//! cut short, a disk that is full, a sector that cannot be read, a flipped bit.
+//! Faults are set up ahead: a sync that fails *and marks its pages clean* (what Linux does), a
+//! write cut short, a disk that is full, a sector that cannot be read, a flipped bit.
 //!
 //! The model is deterministic: salts count up, the crash's choices come from the caller.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
+use self::disk::{Disk, Faults, Inode, NameChange};
 use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
+
+mod disk;
 
 /// Unit in which writes survive or vanish.
 pub const SECTOR_BYTES: usize = 512;
@@ -40,47 +42,6 @@ pub enum Pending {
     Length(PathBuf),
     /// A created, renamed or removed name.
     Name(PathBuf),
-}
-
-#[derive(Debug, Default)]
-struct Disk {
-    files: Vec<Inode>,
-    seen: BTreeMap<PathBuf, usize>,
-    durable: BTreeMap<PathBuf, usize>,
-    /// Name changes since their directory was synced, oldest first.
-    name_changes: Vec<NameChange>,
-    dirs: BTreeSet<PathBuf>,
-    locks: BTreeSet<PathBuf>,
-    salts: u64,
-    boots: u64,
-    capacity: Option<u64>,
-    faults: Faults,
-    /// What was done, in words, when tracing is on.
-    trace: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default)]
-struct Inode {
-    path: PathBuf,
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-    dirty: BTreeSet<u64>,
-    unreadable: BTreeSet<u64>,
-}
-
-#[derive(Debug, Clone)]
-struct NameChange {
-    path: PathBuf,
-    file: Option<usize>,
-    /// The name that a rename takes away; survives or vanishes with `path`.
-    from: Option<PathBuf>,
-}
-
-/// Countdowns: `Some(0)` fails the next call.
-#[derive(Debug, Default)]
-struct Faults {
-    sync: Option<u64>,
-    write: Option<(u64, usize)>,
 }
 
 impl SimFs {
@@ -164,11 +125,7 @@ impl SimFs {
         for file in &mut disk.files {
             file.cut(&mut keep);
         }
-        for change in std::mem::take(&mut disk.name_changes) {
-            if keep(&Pending::Name(change.path.clone())) {
-                disk.apply_durably(&change);
-            }
-        }
+        disk.cut_names(&mut keep);
         disk.seen = disk.durable.clone();
         disk.locks.clear();
         disk.boots += 1;
@@ -210,135 +167,6 @@ impl SimFs {
 
     fn lock_disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().expect("no holder of the disk panics")
-    }
-}
-
-impl Disk {
-    fn file_mut(&mut self, path: &Path) -> &mut Inode {
-        let id = *self.seen.get(path).unwrap_or_else(|| panic!("no file {}", path.display()));
-        &mut self.files[id]
-    }
-
-    fn note(&mut self, line: impl FnOnce() -> String) {
-        if let Some(trace) = &mut self.trace {
-            trace.push(line());
-        }
-    }
-
-    fn apply_durably(&mut self, change: &NameChange) {
-        if let Some(from) = &change.from {
-            self.durable.remove(from);
-        }
-        match change.file {
-            Some(id) => self.durable.insert(change.path.clone(), id),
-            None => self.durable.remove(&change.path),
-        };
-    }
-
-    fn used(&self) -> u64 {
-        let ids: BTreeSet<usize> = self.seen.values().copied().collect();
-        ids.into_iter().map(|id| self.files[id].seen.len() as u64).sum()
-    }
-
-    /// Room to make file `id` `len` bytes long.
-    fn has_room(&self, id: usize, len: u64) -> bool {
-        let growth = len.saturating_sub(self.files[id].seen.len() as u64);
-        growth == 0 || self.capacity.is_none_or(|capacity| self.used() + growth <= capacity)
-    }
-
-    fn write(&mut self, id: usize, bytes: &[u8], position: u64) -> io::Result<()> {
-        if !self.has_room(id, position + bytes.len() as u64) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let (kept, failed) = match &mut self.faults.write {
-            Some((0, kept)) => (bytes.len().min(*kept), true),
-            Some((skip, _)) => {
-                *skip -= 1;
-                (bytes.len(), false)
-            }
-            None => (bytes.len(), false),
-        };
-        self.files[id].write(&bytes[..kept], position);
-        if failed {
-            self.faults.write = None;
-            return Err(io::Error::other("injected write error"));
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self, id: usize) -> io::Result<()> {
-        let failed = match &mut self.faults.sync {
-            Some(0) => {
-                self.faults.sync = None;
-                true
-            }
-            Some(skip) => {
-                *skip -= 1;
-                false
-            }
-            None => false,
-        };
-        let file = &mut self.files[id];
-        if failed {
-            file.dirty.clear();
-            return Err(io::Error::other("injected sync error"));
-        }
-        file.cut(&mut |_| true);
-        Ok(())
-    }
-}
-
-impl Inode {
-    fn copy(&self) -> Self {
-        Self {
-            path: self.path.clone(),
-            seen: self.seen.clone(),
-            durable: self.durable.clone(),
-            dirty: self.dirty.clone(),
-            unreadable: self.unreadable.clone(),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8], position: u64) {
-        if bytes.is_empty() {
-            return;
-        }
-        let start = position as usize;
-        let end = start + bytes.len();
-        if self.seen.len() < end {
-            self.seen.resize(end, 0);
-        }
-        self.seen[start..end].copy_from_slice(bytes);
-        self.dirty.extend((start / SECTOR_BYTES) as u64..=((end - 1) / SECTOR_BYTES) as u64);
-    }
-
-    /// Lets the sectors that `keep` chooses reach the medium and drops the rest.
-    fn cut(&mut self, keep: &mut impl FnMut(&Pending) -> bool) {
-        for sector in std::mem::take(&mut self.dirty) {
-            if !keep(&Pending::Sector { path: self.path.clone(), sector }) {
-                continue;
-            }
-            let start = sector as usize * SECTOR_BYTES;
-            let end = (start + SECTOR_BYTES).min(self.seen.len());
-            if self.durable.len() < end {
-                self.durable.resize(end, 0);
-            }
-            self.durable[start..end].copy_from_slice(&self.seen[start..end]);
-        }
-        let grew = self.seen.len() > self.durable.len();
-        if grew && keep(&Pending::Length(self.path.clone())) {
-            self.durable.resize(self.seen.len(), 0);
-        }
-        self.seen.clone_from(&self.durable);
-    }
-
-    fn check_readable(&self, start: usize, len: usize) -> io::Result<()> {
-        let sectors =
-            (start / SECTOR_BYTES) as u64..=((start + len.max(1) - 1) / SECTOR_BYTES) as u64;
-        if self.unreadable.range(sectors).next().is_some() {
-            return Err(io::Error::other("injected read error"));
-        }
-        Ok(())
     }
 }
 
@@ -388,7 +216,7 @@ impl Fs for SimFs {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.lock_disk();
         let Some(id) = disk.seen.remove(from) else {
-            return rename_dir(&mut disk, from, to);
+            return disk::rename_dir(&mut disk, from, to);
         };
         disk.seen.insert(to.to_path_buf(), id);
         disk.files[id].path = to.to_path_buf();
@@ -425,13 +253,7 @@ impl Fs for SimFs {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.lock_disk();
         disk.note(|| format!("sync-dir {}", dir.display()));
-        let all = std::mem::take(&mut disk.name_changes);
-        let (synced, rest): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|change| change.path.parent() == Some(dir));
-        disk.name_changes = rest;
-        for change in &synced {
-            disk.apply_durably(change);
-        }
+        disk.sync_names(dir);
         Ok(())
     }
 
@@ -462,6 +284,10 @@ impl Fs for SimFs {
         Ok(Some(Box::new(SimLock { disk: self.disk.clone(), path: path.to_path_buf(), boot })))
     }
 
+    fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.lock_disk().locks.contains(path))
+    }
+
     fn salt(&self) -> [u8; 16] {
         let mut disk = self.lock_disk();
         disk.salts += 1;
@@ -471,21 +297,6 @@ impl Fs for SimFs {
     fn boot_id(&self) -> [u8; 16] {
         u128::from(self.lock_disk().boots + 1).to_le_bytes()
     }
-}
-
-/// Moves every file below a directory; durable at once, which is all that quarantine needs.
-fn rename_dir(disk: &mut Disk, from: &Path, to: &Path) -> io::Result<()> {
-    if !disk.dirs.remove(from) {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    disk.dirs.insert(to.to_path_buf());
-    let moved = |names: &BTreeMap<PathBuf, usize>| {
-        let new_name = |path: &Path| path.strip_prefix(from).map(|rest| to.join(rest)).ok();
-        names.iter().map(|(path, id)| (new_name(path).unwrap_or(path.clone()), *id)).collect()
-    };
-    disk.seen = moved(&disk.seen);
-    disk.durable = moved(&disk.durable);
-    Ok(())
 }
 
 #[derive(Debug)]
@@ -579,14 +390,17 @@ impl File for SimFile {
         })
     }
 
-    fn map(&self, _reserve: u64) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(SimMap { file: SimFile { disk: self.disk.clone(), id: self.id } }))
+    fn map(&self, _reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
+        let file = SimFile { disk: self.disk.clone(), id: self.id };
+        Ok(Box::new(SimMap { file, _lease: lease }))
     }
 }
 
 #[derive(Debug)]
 struct SimMap {
     file: SimFile,
+    /// Slices of this mapping are copies and need none.
+    _lease: Arc<()>,
 }
 
 impl Map for SimMap {
@@ -601,9 +415,5 @@ impl Map for SimMap {
 
     fn populate(&self, position: u64, len: usize) -> io::Result<()> {
         self.file.with(|disk, id| disk.files[id].check_readable(position as usize, len))
-    }
-
-    fn is_borrowed(&self) -> bool {
-        false
     }
 }
