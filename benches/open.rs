@@ -1,5 +1,5 @@
-//! Opening a data directory: one large log, and very many empty ones. Beside it lookups in the large
-//! log, which is there anyway.
+//! Opening a data directory: one large log, and very many empty ones. Beside it look-ups in the
+//! large log, which is there anyway.
 //!
 //! `cargo bench --bench open` prints a table and, as its last line, the same figures as JSON. Each
 //! stage runs in a process of its own: crashes are real, and memory is that of the stage alone.

@@ -303,6 +303,9 @@ impl Quipu {
             quipu.append(quipu.entries_per_segment());
             quipu.recycle();
         }
+        let segments = quipu.log.reader().segments();
+        let is_recycled = segments.iter().all(|segment| segment.header().is_recycled);
+        assert!(is_recycled, "the steady state is one of recycled segments");
         quipu
     }
 
