@@ -66,7 +66,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let advice = advice(&error).map_or(String::new(), |advice| format!("\nhint: {advice}"));
-            let _ = writeln!(io::stderr(), "error: {error:#}{advice}");
+            let _ = writeln!(io::stderr(), "error: {}{advice}", message(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -82,6 +82,11 @@ enum Verdict {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let source = error.root_cause().downcast_ref::<io::Error>();
     source.is_some_and(|source| source.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The error with its causes; the log engine's own errors tell theirs by themselves.
+fn message(error: &anyhow::Error) -> String {
+    if error.is::<Error>() { error.to_string() } else { format!("{error:#}") }
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

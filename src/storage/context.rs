@@ -1,16 +1,23 @@
 //! What all logs of one data directory share: the file system, sizes, spare files, the bound on
 //! open files, and the one bit that says that writing is over.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::config::Config;
 use super::error::{Error, Result};
-use super::fs::Fs;
+use super::fs::{Fs, Lock};
 use super::journal::Journal;
 use super::segment::Segment;
 use super::spare::Spares;
+use super::sync::LogSync;
 use crate::types::LogId;
+
+/// Name of the file that keeps space aside.
+pub(super) const RESERVE: &str = "reserve";
+/// Segments that one call looks at to find some to close.
+const STEPS_MAX: usize = 64;
 
 /// Shared by every log of a data directory.
 #[derive(Debug)]
@@ -21,7 +28,11 @@ pub(super) struct Context {
     pub(super) journal: Journal,
     pub(super) spares: Spares,
     pub(super) open_segments: OpenSegments,
-    pub(super) failure: Failure,
+    pub(super) failure: Arc<Failure>,
+    /// What there is to sync of each log that was opened.
+    pub(super) logs: Mutex<BTreeMap<LogId, Weak<LogSync>>>,
+    /// Held as long as anything of the directory is.
+    pub(super) _lock: Box<dyn Lock>,
 }
 
 impl Context {
@@ -33,6 +44,21 @@ impl Context {
     /// Directory of one log.
     pub(super) fn log_dir(&self, log: LogId) -> PathBuf {
         self.logs_dir().join(log.to_string())
+    }
+
+    /// Remembers how a log is synced.
+    pub(super) fn note_log(&self, log: LogId, sync: &Arc<LogSync>) {
+        self.logs.lock().expect("no holder of the list panics").insert(log, Arc::downgrade(sync));
+    }
+
+    /// Forgets a log, and returns how it is synced if anybody still does.
+    pub(super) fn forget_log(&self, log: LogId) -> Option<Arc<LogSync>> {
+        self.logs.lock().expect("no holder of the list panics").remove(&log)?.upgrade()
+    }
+
+    /// Gives up the reserve; true if there was one. For what must be written on a full disk.
+    pub(super) fn make_room(&self) -> bool {
+        self.fs.remove_file(&self.root.join(RESERVE)).is_ok()
     }
 
     /// Refuses to use `bytes` more of the disk when that would go below the low-water mark.
@@ -69,7 +95,7 @@ impl Context {
 
 /// Set once by the first write or sync that failed.
 #[derive(Debug, Default)]
-pub(super) struct Failure(OnceLock<Arc<str>>);
+pub struct Failure(OnceLock<Arc<str>>);
 
 impl Failure {
     /// Remembers the first failure.
@@ -128,8 +154,10 @@ impl OpenSegments {
 }
 
 impl Clock {
+    /// Closes what is idle while there are too many. Looks at a bounded number a call: where most
+    /// are dirty, going round them all each time would be quadratic.
     fn trim(&mut self, max: usize) {
-        let mut steps = 2 * self.segments.len();
+        let mut steps = (2 * self.segments.len()).min(STEPS_MAX);
         while self.segments.len() > max && steps > 0 {
             steps -= 1;
             self.step();

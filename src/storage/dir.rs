@@ -12,20 +12,20 @@
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::config::Config;
-use super::context::{Context, Failure, OpenSegments};
+use super::context::{Context, Failure, OpenSegments, RESERVE};
 use super::error::{Error, IoContext as _, Result};
-use super::fs::{Fs, Lock, OpenMode};
+use super::fs::{Fs, OpenMode};
 use super::header::Tip;
 use super::journal::{Change, FactKind, Journal};
 use super::log::Log;
-use super::open;
+use super::open::{self, free_path};
 use super::recovery::{Class, RecoveryReport};
 use super::spare::Spares;
 use super::sync::{OnRound, Syncer};
@@ -35,17 +35,14 @@ pub(super) const MARKER: &str = "quipu.dir";
 const MARKER_TEXT: &str = "quipu data directory, format ";
 const FORMAT: u32 = 1;
 pub(super) const LOCK: &str = "quipu.lock";
-const RESERVE: &str = "reserve";
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
 
-/// An open data directory. One process has it at a time.
+/// An open data directory. One process has it at a time: until this and all its logs are dropped.
 #[derive(Debug)]
 pub struct DataDir {
     context: Arc<Context>,
     class: Class,
     housekeeper: Option<Housekeeper>,
-    /// Released last.
-    _lock: Box<dyn Lock>,
 }
 
 impl DataDir {
@@ -60,25 +57,39 @@ impl DataDir {
         let lock_path = root.join(LOCK);
         let lock = fs.try_lock(&lock_path).at("lock", &lock_path)?;
         let lock = lock.ok_or_else(|| Error::InUse { path: root.to_path_buf() })?;
-        if is_new {
-            write_marker(&*fs, root)?;
-        }
         for dir in ["logs", "quarantine"] {
             let dir = root.join(dir);
             fs.create_dir_all(&dir).at("create", &dir)?;
         }
-        let journal = open_journal(&fs, root, &config)?;
+        let failure = Arc::new(Failure::default());
+        let journal = open_journal(&fs, root, is_new, &config, &failure)?;
+        if is_new {
+            // DURABILITY: the marker comes last: a directory that has one has a journal, and one
+            // whose journal is gone is not taken for new.
+            write_marker(&*fs, root)?;
+        }
         let class = start_boot(&*fs, &journal)?;
+        if class == Class::ProcessCrash {
+            // DURABILITY: names and bytes that the last process left in the cache are on disk
+            // before anything is built on them.
+            fs.sync_filesystem(root).at("sync", root)?;
+        }
         let spares = Spares::open(&*fs, root.join("spare"), config.spares_max)?;
         let open_segments = OpenSegments::new(config.open_segments_max);
         let has_threads = config.sync_threads > 0;
-        let root = root.to_path_buf();
-        let failure = Failure::default();
-        let context = Context { fs, root, config, journal, spares, open_segments, failure };
-        let context = Arc::new(context);
-        context.fs.sync_dir(&context.root).at("sync", &context.root)?;
+        let context = Arc::new(Context {
+            fs,
+            root: root.to_path_buf(),
+            config,
+            journal,
+            spares,
+            open_segments,
+            failure,
+            logs: Mutex::default(),
+            _lock: lock,
+        });
         let housekeeper = has_threads.then(|| Housekeeper::start(&context));
-        let directory = Self { context, class, housekeeper, _lock: lock };
+        let directory = Self { context, class, housekeeper };
         if directory.housekeeper.is_none() {
             directory.housekeep();
         }
@@ -118,6 +129,7 @@ impl DataDir {
             let reason = "a log of this id exists already".to_owned();
             return Err(Error::Foreign { path: dir, reason });
         }
+        self.forget_state(id)?;
         Log::create(&self.context, id, tip, checkpoint)
     }
 
@@ -147,29 +159,60 @@ impl DataDir {
         log.close()
     }
 
-    /// Deletes a log that its owner knows to be deleted for good.
+    /// Deletes a log that its owner knows to be deleted for good. Its writer must be dropped.
+    ///
+    /// DURABILITY: what the journal says of the log is forgotten first, so that the facts of a log
+    /// never meet the files of another of the same id.
     ///
     /// # Errors
     /// What the system said; whatever is left goes with the next try.
     pub fn delete_log(&self, id: LogId) -> Result<()> {
-        let dir = self.context.log_dir(id);
+        if let Some(sync) = self.context.forget_log(id) {
+            sync.abandon()?;
+        }
         self.context.journal.forget(id)?;
+        self.context.journal.sync()?;
+        let dir = self.context.log_dir(id);
         for entry in self.context.fs.list(&dir).at("list", &dir)? {
             let path = dir.join(entry.name);
             self.context.fs.remove_file(&path).at("remove", &path)?;
         }
-        self.context.fs.remove_dir(&dir).at("remove", &dir)
+        self.context.fs.remove_dir(&dir).at("remove", &dir)?;
+        let parent = self.context.logs_dir();
+        self.context.fs.sync_dir(&parent).at("sync", &parent)
     }
 
     /// Sets a log aside that nobody knows (RELIABILITY D12). It is never opened again by itself.
+    /// Its votes and its replica set stay in the journal; where it starts and ends is forgotten.
     ///
     /// # Errors
     /// What the system said.
     pub fn quarantine_log(&self, id: LogId) -> Result<PathBuf> {
-        let from = self.context.log_dir(id);
-        let to = self.context.root.join("quarantine").join(id.to_string());
-        self.context.fs.rename(&from, &to).at("rename", &from)?;
+        if let Some(sync) = self.context.forget_log(id) {
+            sync.abandon()?;
+        }
+        self.forget_state(id)?;
+        let fs = &*self.context.fs;
+        let (from, aside) = (self.context.log_dir(id), self.context.root.join("quarantine"));
+        let to = free_path(fs, &aside, &from)?;
+        fs.rename(&from, &to).at("rename", &from)?;
+        for dir in [&aside, &self.context.logs_dir()] {
+            fs.sync_dir(dir).at("sync", dir)?;
+        }
         Ok(to)
+    }
+
+    /// Forgets, durably, what the journal says of where a log starts and ends.
+    fn forget_state(&self, log: LogId) -> Result<()> {
+        let journal = &self.context.journal;
+        let kinds = [FactKind::LogStart, FactKind::Watermark, FactKind::Closed];
+        let known = kinds.into_iter().filter(|kind| journal.get(log, *kind).is_some());
+        let changes: Vec<_> = known.map(|kind| Change { log, kind, value: None }).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        journal.record(&changes)?;
+        journal.sync().map(drop)
     }
 
     /// Starts `sync_threads` threads that make logs durable and call `on_round` once a round. With
@@ -237,9 +280,14 @@ fn check_empty(fs: &dyn Fs, root: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io("list", root, error)),
     };
-    // A crash between the first two steps of a first start leaves only the lock, or less.
-    let is_harmless =
-        |name: &str| name == "lost+found" || name == LOCK || name == format!("{MARKER}.tmp");
+    // A crash in the midst of a first start leaves some of these, and no log yet.
+    let begun = ["lost+found", LOCK, "meta", "logs", "quarantine"];
+    let is_harmless = |name: &str| begun.contains(&name) || name == format!("{MARKER}.tmp");
+    let has_logs = fs.list(&root.join("logs")).is_ok_and(|logs| !logs.is_empty());
+    if has_logs {
+        let reason = format!("it holds logs but no {MARKER}: its marker was lost, put it back");
+        return Err(Error::Foreign { path: root.to_path_buf(), reason });
+    }
     match names.iter().find(|entry| !is_harmless(&entry.name)) {
         None => Ok(()),
         Some(entry) => {
@@ -264,11 +312,18 @@ fn write_marker(fs: &dyn Fs, root: &Path) -> Result<()> {
     fs.sync_dir(root).at("sync", root)
 }
 
-fn open_journal(fs: &Arc<dyn Fs>, root: &Path, config: &Config) -> Result<Journal> {
+fn open_journal(
+    fs: &Arc<dyn Fs>,
+    root: &Path,
+    is_new: bool,
+    config: &Config,
+    failure: &Arc<Failure>,
+) -> Result<Journal> {
     let reserve = root.join(RESERVE);
-    let removing = fs.clone();
+    let (removing, failure) = (fs.clone(), failure.clone());
     let make_room = Box::new(move || removing.remove_file(&reserve).is_ok());
-    Journal::open(fs.clone(), &root.join("meta"), config.journal_rewrite_bytes, make_room)
+    let (meta, rewrite_bytes) = (root.join("meta"), config.journal_rewrite_bytes);
+    Journal::open(fs.clone(), &meta, is_new, rewrite_bytes, make_room, failure)
 }
 
 /// Finds out how the directory was left, and records that it is in use from now on.

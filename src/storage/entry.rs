@@ -129,12 +129,6 @@ impl EntryHeader {
     /// Encodes the header for a segment with `seed`; `chain` and `synced_index` as they stand.
     pub fn encode(&self, seed: u32) -> [u8; HEADER_BYTES] {
         assert!(self.index > 0, "indices count from 1");
-        assert!(
-            self.synced_index < self.index,
-            "entry {} cannot say that {} is on disk",
-            self.index,
-            self.synced_index
-        );
         assert!(self.payload_len <= PAYLOAD_BYTES_MAX, "{} bytes are too many", self.payload_len);
         let mut bytes = self.encode_body();
         bytes[4..8].copy_from_slice(&self.chain.to_le_bytes());

@@ -170,6 +170,15 @@ impl Error {
         Self::Io { operation, path: path.to_path_buf(), source: Arc::new(source) }
     }
 
+    /// True if the system refused for want of space, or of quota.
+    pub(super) fn is_full_disk(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_full_disk(source),
+            Self::NoSpace { .. } => true,
+            _ => false,
+        }
+    }
+
     /// True if the same call may succeed later without anyone's repair.
     pub fn is_retriable(&self) -> bool {
         match self {
@@ -189,6 +198,11 @@ impl Error {
             | Self::UnknownLog { .. } => false,
         }
     }
+}
+
+/// True if an I/O error means that there is no space left for this user.
+pub(super) fn is_full_disk(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// One place where stored bytes are not what was written.

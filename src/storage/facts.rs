@@ -5,7 +5,7 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::header::{Origin, SegmentHeader, Tip};
+use super::header::{SegmentHeader, Tip};
 
 /// Where a log starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +49,8 @@ impl Watermark {
     /// The watermark without what truncations that came after it removed.
     pub(super) fn cut_back<'a>(mut self, live: impl Iterator<Item = &'a SegmentHeader>) -> Self {
         for header in live {
-            // When the segment was made the log ended right before it, and a repair ends nothing.
-            if header.origin != Origin::Repaired && header.generation > self.generation {
+            // When the segment was born the log ended right before it.
+            if header.birth > self.generation {
                 let tip = header.previous;
                 let is_cut = tip.index < self.index;
                 self.term = if is_cut { tip.term } else { self.term };

@@ -32,8 +32,12 @@ pub(super) struct Files {
     pub(super) live: Vec<SegmentFile>,
     /// Those that a later generation has made void.
     pub(super) void: Vec<SegmentFile>,
+    /// Those of which neither header copy can be read.
+    pub(super) unreadable: Vec<SegmentFile>,
     /// Names that do not belong here.
     pub(super) unknown: Vec<PathBuf>,
+    /// The highest generation that any file's name has.
+    pub(super) generation_max: u64,
 }
 
 impl Files {
@@ -54,32 +58,50 @@ impl Files {
                 None => files.unknown.push(path),
             }
         }
-        found.sort_by_key(|file| file.generation);
-        for file in found {
-            files.admit(file);
-        }
+        files.generation_max = found.iter().map(|file| file.generation).max().unwrap_or(0);
+        let (readable, unreadable) = found.into_iter().partition(|file| file.header.is_ok());
+        files.unreadable = unreadable;
+        files.sort_out(readable);
         Ok(files)
     }
 
-    /// Adds the file of the next generation and voids what it replaces.
+    /// The files that count and those that might if they could be read, by base index.
+    pub(super) fn with_unreadable(&mut self) -> Vec<SegmentFile> {
+        let mut all = std::mem::take(&mut self.live);
+        let is_new = |file: &SegmentFile| all.iter().all(|f| f.base_index != file.base_index);
+        let unreadable = std::mem::take(&mut self.unreadable);
+        let unreadable: Vec<_> = unreadable.into_iter().filter(is_new).collect();
+        all.extend(unreadable);
+        all.sort_by_key(|file| file.base_index);
+        all
+    }
+
+    /// Tells the files that count from those that later ones have made void.
     ///
-    /// When a segment was made, the log ended right before it: whatever an older one holds from
-    /// there on had been truncated, even if the segment that says so is gone by now.
-    fn admit(&mut self, file: SegmentFile) {
-        let origin = file.header.as_ref().map_or(Origin::Rolled, |header| header.origin);
-        let base = file.base_index;
-        let is_replaced = |older: &mut SegmentFile| match origin {
-            Origin::Reset => true,
-            Origin::Truncated | Origin::Rolled => older.base_index >= base,
-            Origin::Repaired => older.base_index == base,
-        };
-        self.void.extend(self.live.extract_if(.., is_replaced));
-        let at = self.live.partition_point(|older| older.base_index < base);
-        assert!(
-            self.live.get(at).is_none_or(|older| older.base_index > base),
-            "two segments of base index {base} count"
-        );
-        self.live.insert(at, file);
+    /// When a segment was born the log ended right before it: whatever an older one holds from
+    /// there on had been truncated, even if the segment that says so is gone by now. Of two of the
+    /// same birth the later generation is the repair of the other. A file whose header cannot be
+    /// read voids nothing.
+    fn sort_out(&mut self, mut readable: Vec<SegmentFile>) {
+        let birth = |file: &SegmentFile| file.header.as_ref().map_or(0, |header| header.birth);
+        let is_reset =
+            |file: &&SegmentFile| file.header.as_ref().is_ok_and(|h| h.origin == Origin::Reset);
+        let last_reset = readable.iter().filter(is_reset).map(birth).max().unwrap_or(0);
+        readable.sort_by_key(|file| (file.base_index, u64::MAX - file.generation));
+        let mut youngest = 0;
+        let mut taken = None;
+        for file in readable {
+            let is_void = birth(&file) < youngest.max(last_reset) || taken == Some(file.base_index);
+            if is_void {
+                self.void.push(file);
+                continue;
+            }
+            youngest = birth(&file);
+            taken = Some(file.base_index);
+            self.live.push(file);
+        }
+        let is_ordered = |pair: &[SegmentFile]| pair[0].base_index < pair[1].base_index;
+        assert!(self.live.windows(2).all(is_ordered), "two segments of one base index count");
     }
 }
 

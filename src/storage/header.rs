@@ -9,7 +9,8 @@
 //! 16 [u8; 16] log id        32 [u8; 16] salt          48 u64 generation
 //! 56 u64 base index         64 u64 base offset        72 u64 previous term
 //! 80 i64 previous time, ms  88 u64 previous base      96 u32 chain
-//! 100 u32 checkpoint length 104 u32 checkpoint CRC   108 u8 origin   109 u8 flags   110.. 0
+//! 100 u32 checkpoint length 104 u32 checkpoint CRC   108 u8 origin   109 u8 flags
+//! 112 u64 birth             120..128 reserved, 0
 //! ```
 
 use uuid::Uuid;
@@ -36,10 +37,8 @@ pub enum Origin {
     Rolled = 1,
     /// It cuts the log at its base index: whatever older segments hold from there on is void.
     Truncated = 2,
-    /// It replaces the damaged segment of the same base index.
-    Repaired = 3,
     /// It starts the log anew at its base index: every older segment is void.
-    Reset = 4,
+    Reset = 3,
 }
 
 /// The state of a log right before an entry: what that entry has to continue.
@@ -111,6 +110,9 @@ pub struct SegmentHeader {
     pub salt: [u8; 16],
     /// Grows with every segment the log creates; of two that disagree, the later one holds.
     pub generation: u64,
+    /// The generation at which the log ended right before this segment. A segment that was repaired
+    /// keeps it, and with it the place in history of the one it replaces.
+    pub birth: u64,
     /// What the first entry continues. Its index is one below the segment's base index.
     pub previous: Tip,
     /// Base index of the segment before this one when it was created; 0 for none.
@@ -153,6 +155,11 @@ pub enum SegmentHeaderError {
 }
 
 impl SegmentHeader {
+    /// True if the segment replaces a damaged one.
+    pub fn is_repaired(&self) -> bool {
+        self.generation > self.birth
+    }
+
     /// Index of the first entry.
     pub fn base_index(&self) -> u64 {
         self.previous.index + 1
@@ -180,7 +187,8 @@ impl SegmentHeader {
 
     /// Encodes the header.
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        assert!(self.generation > 0, "generations count from 1");
+        assert!(self.birth > 0, "generations count from 1");
+        assert!(self.generation >= self.birth, "a repair comes after the birth {}", self.birth);
         assert!(
             self.previous_base_index < self.base_index(),
             "segment {} cannot follow segment {}",
@@ -204,6 +212,7 @@ impl SegmentHeader {
         put(104, &self.checkpoint_crc.to_le_bytes());
         let flags = u8::from(self.has_checkpoint) | u8::from(self.is_recycled) << 1;
         put(108, &[self.origin as u8, flags]);
+        put(112, &self.birth.to_le_bytes());
         let crc = checksum(&bytes);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -235,8 +244,7 @@ impl SegmentHeader {
         let origin = match bytes[108] {
             1 => Origin::Rolled,
             2 => Origin::Truncated,
-            3 => Origin::Repaired,
-            4 => Origin::Reset,
+            3 => Origin::Reset,
             _ => return Err(SegmentHeaderError::Field("origin")),
         };
         let base_index = u64_at(bytes, 56);
@@ -244,6 +252,7 @@ impl SegmentHeader {
             log: LogId(Uuid::from_bytes(array(16))),
             salt: array(32),
             generation: u64_at(bytes, 48),
+            birth: u64_at(bytes, 112),
             previous: Tip {
                 index: base_index.checked_sub(1).ok_or(SegmentHeaderError::Field("base index"))?,
                 term: u64_at(bytes, 72),
@@ -287,6 +296,7 @@ mod tests {
             log: LogId(Uuid::from_u128(7)),
             salt: [3; 16],
             generation: 12,
+            birth: 11,
             previous: Tip { index: 41, term: 2, end_offset: 99, append_time_ms: -5, chain: 17 },
             previous_base_index: 30,
             checkpoint_len: 13,

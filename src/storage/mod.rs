@@ -6,12 +6,12 @@
 //! | noun | file | what it is |
 //! |---|---|---|
 //! | entry | `entry` | header of 80 bytes and a payload that is never re-encoded |
-//! | segment | `header`, `segment`, `walk`, `scan` | a file of entries behind a checkpoint |
+//! | segment | `header`, `segment`, `walk`, `scan`, `window` | a file of entries behind a checkpoint |
 //! | index | `index` | a sparse table: index, offset, append time, position |
 //! | log | `log`, `reader`, `repair` | segments in order; one writer, many readers |
 //! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |
 //! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node; the sync threads |
-//! | recovery | `recovery`, `files`, `open` | what a bad spot means after a restart |
+//! | recovery | `recovery`, `files`, `open`, `ending` | what a bad spot means after a restart |
 //! | inspection | `inspect` | looking at all of it without opening it for use |
 //! | seam | [`fs`] | the operating system, or a model of a bad one |
 //!
@@ -56,6 +56,7 @@
 mod config;
 mod context;
 mod dir;
+mod ending;
 mod entry;
 mod error;
 mod facts;
@@ -76,8 +77,10 @@ mod segment;
 mod spare;
 mod sync;
 mod walk;
+mod window;
 
 pub use self::config::Config;
+pub use self::context::Failure;
 pub use self::dir::DataDir;
 pub use self::entry::{
     Entry, EntryHeader, HEADER_BYTES, HeaderError, Kind, PAYLOAD_BYTES_MAX, frame_bytes,

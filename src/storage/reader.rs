@@ -1,7 +1,7 @@
 //! Reading a log, from any thread, while its writer appends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -22,10 +22,11 @@ pub(super) struct Shared {
     pub(super) segments: ArcSwap<Vec<Arc<Segment>>>,
     /// First offset that can be read.
     pub(super) start_offset: AtomicU64,
-    /// Next offset to be assigned.
-    pub(super) end_offset: AtomicU64,
     /// Index of the last entry.
     pub(super) last_index: AtomicU64,
+    /// Index of the last entry and the next offset to be assigned, which belong together: a reader
+    /// that took one from before and one from after an append would pass entries over.
+    pub(super) ends: Mutex<(u64, u64)>,
     /// Entries that were on disk and cannot be read.
     pub(super) faulty: RwLock<Vec<FaultyRange>>,
 }
@@ -85,7 +86,7 @@ impl LogReader {
 
     /// Next offset to be assigned.
     pub fn log_end_offset(&self) -> u64 {
-        self.shared.end_offset.load(Ordering::Acquire)
+        self.ends().1
     }
 
     /// Entries that were on disk and cannot be read until they are repaired.
@@ -176,12 +177,12 @@ impl LogReader {
     /// # Errors
     /// [`Error::OffsetOutOfRange`], or as [`Self::read`].
     pub fn index_of_offset(&self, offset: u64, access: Access) -> Result<u64> {
-        let (log_start, log_end) = (self.log_start_offset(), self.log_end_offset());
+        let (log_start, (last_index, log_end)) = (self.log_start_offset(), self.ends());
         if offset < log_start || offset > log_end {
             return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
         }
         if offset == log_end {
-            return Ok(self.last_index() + 1);
+            return Ok(last_index + 1);
         }
         self.with_view(|view| {
             let starts = view.segments.partition_point(|s| s.base_offset() <= offset);
@@ -246,6 +247,10 @@ impl LogReader {
         self.shared.segments.load_full()
     }
 
+    fn ends(&self) -> (u64, u64) {
+        *self.shared.ends.lock().expect("no holder of the ends panics")
+    }
+
     fn view(&self) -> View {
         let last_index = self.last_index();
         View { segments: self.segments(), last_index }
@@ -256,7 +261,9 @@ impl LogReader {
     fn with_view<T>(&self, mut read: impl FnMut(&View) -> Result<T>) -> Result<T> {
         let view = self.view();
         let result = read(&view);
-        let has_changed = || !Arc::ptr_eq(&view.segments, &self.segments());
+        let has_changed = || {
+            !Arc::ptr_eq(&view.segments, &self.segments()) || self.last_index() < view.last_index
+        };
         if matches!(&result, Err(Error::Corrupt(_) | Error::Io { .. })) && has_changed() {
             return read(&self.view());
         }

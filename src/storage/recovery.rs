@@ -114,7 +114,7 @@ pub(super) fn decide(runs: &[(u64, u64)], watermark: u64, has_more_bytes: bool) 
     // A later run counts only if the watermark reaches it: all of the gap before it was on disk.
     // Otherwise some of the gap may never have been, on any replica, and nobody could repair it.
     for (first_index, last_index) in &runs[1..] {
-        if watermark + 1 < *first_index {
+        if watermark.saturating_add(1) < *first_index {
             break;
         }
         faulty.push((last + 1, first_index - 1));

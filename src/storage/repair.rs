@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::entry::Entry;
 use super::error::{Damage, Error, IoContext as _, Result};
 use super::fs::OpenMode;
-use super::header::{COPY_POSITIONS, Origin, SEGMENT_HEADER_BYTES, SegmentHeader, Tip};
+use super::header::{COPY_POSITIONS, SEGMENT_HEADER_BYTES, SegmentHeader, Tip};
 use super::index::Row;
-use super::log::{Log, LostTail, Until, checkpoint_len};
+use super::log::{Log, Until, checkpoint_len};
 use super::reader::LogReader;
 use super::recovery::{self, FaultyRange};
 use super::scan::{Run, Scan};
-use super::segment::{Access, Segment};
+use super::segment::{Access, Purpose, Segment};
 use super::walk::Walk;
 
 /// Bytes of entries that are held in memory while a segment is copied.
@@ -41,42 +41,43 @@ impl Log {
         let next = segments.get(n + 1).map(|next| next.header().previous);
         let last_index = next.map_or(self.promised_index(), |tip| tip.index);
         let copy = Copy::of(self, &segments[n], entries, last_index)?;
-        if let Some(next) = next.filter(|next| *next != copy.tip) {
-            let (index, chain) = (next.index, next.chain);
-            return Err(refused(&format!(
-                "chain is {:#010x} after entry {index}, the next segment continues {chain:#010x}",
-                copy.tip.chain
-            )));
+        if let Err(error) = self.check_end(&copy.tip, next) {
+            copy.segment.remove()?;
+            return Err(error);
         }
-        self.check_lost_term(&copy.tip)?;
         self.install(n, copy)
+    }
+
+    /// Checks that a repaired segment leads to where the next one goes on, or, at the end of the
+    /// log, to what was promised. There the chain proves nothing, but the term must not be later.
+    fn check_end(&self, tip: &Tip, next: Option<Tip>) -> Result<()> {
+        match (next, self.lost_tail) {
+            (Some(next), _) if next != *tip => Err(refused(&format!(
+                "chain is {:#010x} after entry {}, the next segment continues {:#010x}",
+                tip.chain, next.index, next.chain
+            ))),
+            (None, Some(lost)) if tip.index == lost.last_index && tip.term > lost.last_term => Err(
+                refused(&format!("term is {}, the promise was of {}", tip.term, lost.last_term)),
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn promised_index(&self) -> u64 {
         self.lost_tail.map_or(self.tip.index, |lost| lost.last_index)
     }
 
-    /// The chain cannot prove the end of a log; its term must not be later than what was promised.
-    fn check_lost_term(&self, tip: &Tip) -> Result<()> {
-        match self.lost_tail {
-            Some(LostTail { last_index, last_term, .. })
-                if tip.index == last_index && tip.term > last_term =>
-            {
-                Err(refused(&format!("term is {}, the promise was of {last_term}", tip.term)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Puts a repaired segment in the place of number `n`.
     fn install(&mut self, n: usize, copy: Copy) -> Result<()> {
         let Copy { segment, tip } = copy;
+        // Taken whatever comes: a file may have this generation in its name from here on.
+        self.next_generation += 1;
         segment.sync_file(&*segment.begin_sync()?)?;
         if segment.take_name()? {
-            self.context.fs.sync_dir(segment.dir()).at("sync", segment.dir())?;
+            let synced = self.context.fs.sync_dir(segment.dir());
+            synced.map_err(|error| self.context.fail("sync", segment.dir(), error))?;
             segment.confirm_name();
         }
-        self.next_generation += 1;
         let mut segments = self.segments().to_vec();
         let old = std::mem::replace(&mut segments[n], segment.clone());
         if n + 1 < segments.len() {
@@ -97,7 +98,11 @@ impl Log {
         );
         assert!(tip.index >= base_index, "a repaired segment holds the entries that were missing");
         let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
-        faulty.retain(|range| range.last_index < base_index || range.first_index > tip.index);
+        let old_path = old.path();
+        faulty.retain(|range| {
+            let is_elsewhere = range.last_index < base_index || range.first_index > tip.index;
+            is_elsewhere && range.damage.file != old_path
+        });
         drop(faulty);
         self.condemned.push((old, Until::Named(segment)));
         Ok(())
@@ -128,12 +133,11 @@ impl Copy {
             generation: log.next_generation,
             checkpoint_len: checkpoint_len(bytes),
             checkpoint_crc: crc32fast::hash(bytes),
-            origin: Origin::Repaired,
             has_checkpoint: checkpoint.is_some(),
             is_recycled: false,
             ..*old.header()
         };
-        let segment = Segment::create(&log.context, &log.dir, header, bytes, false)?;
+        let segment = Segment::create(&log.context, &log.dir, header, bytes, Purpose::Recovery)?;
         let mut copy = Self { segment, tip: header.previous };
         let filled = copy.fill(old, &scan.runs, given, last_index);
         if let Err(error) = filled {
@@ -280,7 +284,7 @@ pub(super) fn check_segment(
         let damage = damage(position, what);
         faulty.push(FaultyRange { first_index: base_index, last_index: base_index - 1, damage });
     };
-    if let Err(Error::Corrupt(found)) = segment.checkpoint() {
+    if let Err(Error::Corrupt(found)) = segment.check_checkpoint() {
         head(found.position, found.what);
     }
     for position in COPY_POSITIONS {

@@ -11,8 +11,8 @@ use super::entry::{ALIGNMENT, EntryHeader, HEADER_BYTES};
 use super::fs::File;
 use super::header::{SegmentHeader, Tip};
 use super::index::SparseIndex;
+use super::window::Window;
 
-const WINDOW_BYTES: usize = 1024 * 1024;
 /// A sector that cannot be read is skipped in steps of this.
 const UNREADABLE_STEP_BYTES: u64 = 512;
 
@@ -57,6 +57,8 @@ pub(super) struct Scan {
     pub(super) index: SparseIndex,
     /// Highest `synced_index` in any intact header, also where the payload is bad.
     pub(super) synced_index: u64,
+    /// Highest term in any intact header.
+    pub(super) term_max: u64,
     /// Where the last intact header ends, with or without its payload.
     pub(super) frames_end: u64,
     /// The first check that failed, and where. A segment's free space after its entries fails a
@@ -117,6 +119,7 @@ impl Scan {
             reasons,
             index: scanner.index,
             synced_index: scanner.synced_index,
+            term_max: scanner.term_max,
             frames_end: scanner.frames_end,
             first_bad,
             bytes_end,
@@ -140,6 +143,7 @@ struct Scanner<'a> {
     interval_bytes: u64,
     index: SparseIndex,
     synced_index: u64,
+    term_max: u64,
     frames_end: u64,
     last_bad: (u64, String),
 }
@@ -160,6 +164,7 @@ impl<'a> Scanner<'a> {
             interval_bytes,
             index: SparseIndex::default(),
             synced_index: 0,
+            term_max: 0,
             frames_end: header.entries_position(),
             last_bad: (0, String::new()),
         }
@@ -225,7 +230,11 @@ impl<'a> Scanner<'a> {
         let bytes = self.window.bytes(position, HEADER_BYTES)?;
         let bytes = bytes.try_into().expect("a header's bytes were asked for");
         let header = EntryHeader::decode(bytes, self.seed).map_err(|error| error.to_string())?;
-        self.synced_index = self.synced_index.max(header.synced_index);
+        // An entry is written before it is on disk; whatever says otherwise is no evidence.
+        if header.synced_index < header.index {
+            self.synced_index = self.synced_index.max(header.synced_index);
+        }
+        self.term_max = self.term_max.max(header.term);
         self.frames_end = self.frames_end.max(position + header.frame_bytes());
         Ok(header)
     }
@@ -289,51 +298,5 @@ impl<'a> Scanner<'a> {
             position += len;
         }
         end
-    }
-}
-
-/// Buffered positional reads.
-struct Window<'a> {
-    file: &'a dyn File,
-    pace: &'a mut dyn FnMut(u64),
-    file_bytes: u64,
-    buffer: Vec<u8>,
-    start: u64,
-}
-
-impl<'a> Window<'a> {
-    fn new(file: &'a dyn File, pace: &'a mut dyn FnMut(u64)) -> Self {
-        Self { file, pace, file_bytes: file.length().unwrap_or(0), buffer: Vec::new(), start: 0 }
-    }
-
-    fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8], String> {
-        self.load(position, len)?;
-        assert!(self.start <= position, "the window starts at {}, not {position}", self.start);
-        let at = (position - self.start) as usize;
-        Ok(&self.buffer[at..at + len])
-    }
-
-    /// Makes sure that the buffer holds a range.
-    fn load(&mut self, position: u64, len: usize) -> Result<(), String> {
-        let end = position + len as u64;
-        if end > self.file_bytes {
-            return Err(format!("the file ends at {} bytes", self.file_bytes));
-        }
-        if position >= self.start && end <= self.start + self.buffer.len() as u64 {
-            return Ok(());
-        }
-        self.start = position;
-        let wanted = (self.file_bytes - position).min(len.max(WINDOW_BYTES) as u64) as usize;
-        // A bad sector further on must not hide the bytes that were asked for.
-        self.fill(position, wanted).or_else(|_| self.fill(position, len))
-    }
-
-    fn fill(&mut self, position: u64, len: usize) -> Result<(), String> {
-        self.buffer.resize(len, 0);
-        (self.pace)(len as u64);
-        super::fs::read_exact_at(self.file, &mut self.buffer, position).map_err(|error| {
-            self.buffer.clear();
-            format!("the disk cannot read {len} bytes: {error}")
-        })
     }
 }

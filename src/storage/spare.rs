@@ -106,15 +106,22 @@ impl Spares {
     ///
     /// DURABILITY: both directories are synced before the file can be used again, so that after a
     /// crash its old name never leads to its new content.
-    pub(super) fn recycle(&self, fs: &dyn Fs, from: &Path, bytes: u64) -> Result<bool> {
+    ///
+    /// # Errors
+    /// A directory that cannot be synced is the end of all writing.
+    pub(super) fn recycle(&self, context: &Context, from: &Path, bytes: u64) -> Result<bool> {
         if self.lock().ready.len() >= self.max {
             return Ok(false);
         }
         let path = self.new_path();
-        fs.rename(from, &path).at("rename", from)?;
-        fs.sync_dir(&self.dir).at("sync", &self.dir)?;
-        let parent = from.parent().unwrap_or(Path::new("."));
-        fs.sync_dir(parent).at("sync", parent)?;
+        match context.fs.rename(from, &path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            renamed => renamed.at("rename", from)?,
+        }
+        for dir in [&*self.dir, from.parent().unwrap_or(Path::new("."))] {
+            let synced = context.fs.sync_dir(dir);
+            synced.map_err(|error| context.fail("sync", dir, error))?;
+        }
         self.lock().ready.push_back((path, bytes));
         Ok(true)
     }

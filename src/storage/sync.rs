@@ -46,18 +46,27 @@ struct DirtyState {
     last_index: u64,
     /// Counts truncations, so that a sync that overlaps one does not raise the watermark.
     truncations: u64,
+    /// The log was deleted: nothing of it becomes durable any more.
+    is_abandoned: bool,
 }
 
 impl LogSync {
-    pub(super) fn new(context: &Arc<Context>, log: LogId, synced_index: u64, is_new: bool) -> Self {
-        Self {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        log: LogId,
+        synced_index: u64,
+        is_new: bool,
+    ) -> Arc<Self> {
+        let sync = Arc::new(Self {
             context: context.clone(),
             log,
             state: Mutex::default(),
             synced_index: AtomicU64::new(synced_index),
             is_new_dir: AtomicBool::new(is_new),
             turn: Mutex::new(()),
-        }
+        });
+        context.note_log(log, &sync);
+        sync
     }
 
     /// Highest index known on disk.
@@ -68,6 +77,9 @@ impl LogSync {
     /// Notes that `segment` has bytes up to entry `last_index` that are not synced.
     pub(super) fn note_appended(&self, segment: &Arc<Segment>, last_index: u64) {
         let mut state = self.lock_state();
+        if state.is_abandoned {
+            return;
+        }
         if !state.segments.last().is_some_and(|last| Arc::ptr_eq(last, segment)) {
             state.segments.push(segment.clone());
         }
@@ -99,18 +111,31 @@ impl LogSync {
     /// Any error is final for the data directory.
     pub fn sync(&self) -> Result<u64> {
         let taken = self.take()?;
-        for (segment, open) in &taken.segments {
-            segment.sync_file(open)?;
-            if segment.take_name()? {
-                self.sync_dir(segment.dir())?;
-                segment.confirm_name();
-            }
+        for dirty in &taken.segments {
+            dirty.segment.sync_file(&dirty.open)?;
+            self.name(&dirty.segment)?;
         }
-        if self.is_new_dir.load(Ordering::Acquire) {
+        self.sync_new_dir(&taken)?;
+        self.settle(taken);
+        self.context.open_segments.trim();
+        Ok(self.synced_index())
+    }
+
+    /// Gives a synced segment its name and makes it durable.
+    fn name(&self, segment: &Segment) -> Result<()> {
+        if segment.take_name()? {
+            self.sync_dir(segment.dir())?;
+            segment.confirm_name();
+        }
+        Ok(())
+    }
+
+    /// Makes the name of a new log's directory durable.
+    fn sync_new_dir(&self, taken: &Taken<'_>) -> Result<()> {
+        if !taken.segments.is_empty() && self.is_new_dir.load(Ordering::Acquire) {
             self.sync_dir(&self.context.logs_dir())?;
         }
-        self.settle(taken);
-        Ok(self.synced_index())
+        Ok(())
     }
 
     /// Takes over what is dirty. Until it is settled nobody else syncs the log.
@@ -121,7 +146,10 @@ impl LogSync {
         let dirty = std::mem::take(&mut state.segments);
         let (last_index, truncations) = (state.last_index, state.truncations);
         drop(state);
-        let begin = |segment: Arc<Segment>| segment.begin_sync().map(|open| (segment, open));
+        let begin = |segment: Arc<Segment>| {
+            let is_sealed = segment.is_sealed();
+            segment.begin_sync().map(|open| Dirty { segment, open, is_sealed })
+        };
         let segments = dirty.into_iter().map(begin).collect::<Result<Vec<_>>>();
         let segments = segments.inspect_err(|error| self.context.failure.set(error))?;
         Ok(Taken { _turn: turn, segments, last_index, truncations })
@@ -129,7 +157,6 @@ impl LogSync {
 
     /// Notes that what was taken is on disk, names included.
     fn settle(&self, taken: Taken<'_>) {
-        self.is_new_dir.store(false, Ordering::Release);
         let state = self.lock_state();
         if state.truncations == taken.truncations && !taken.segments.is_empty() {
             assert!(
@@ -139,12 +166,23 @@ impl LogSync {
                 taken.last_index,
                 state.last_index
             );
+            self.is_new_dir.store(false, Ordering::Release);
             self.synced_index.fetch_max(taken.last_index, Ordering::AcqRel);
         }
         drop(state);
         self.write_indices(&taken.segments);
+        // The turn ends here.
         drop(taken);
-        self.context.open_segments.trim();
+    }
+
+    /// Ends all syncing of a log that is being deleted, and removes what has no name yet.
+    pub(super) fn abandon(&self) -> Result<()> {
+        let _turn = self.turn.lock().expect("no holder of the turn panics");
+        let mut state = self.lock_state();
+        state.is_abandoned = true;
+        let dirty = std::mem::take(&mut state.segments);
+        drop(state);
+        dirty.iter().try_for_each(|segment| segment.remove())
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
@@ -154,9 +192,9 @@ impl LogSync {
 
     /// Writes the indices of segments that are complete. They can be rebuilt, so that a failure
     /// costs time and nothing else.
-    fn write_indices(&self, segments: &[(Arc<Segment>, Arc<OpenFile>)]) {
-        for (segment, _) in segments.iter().filter(|(segment, _)| segment.is_sealed()) {
-            if let Err(error) = segment.write_index() {
+    fn write_indices(&self, segments: &[Dirty]) {
+        for dirty in segments.iter().filter(|dirty| dirty.is_sealed) {
+            if let Err(error) = dirty.segment.write_index() {
                 tracing::warn!(log = %self.log, %error, "an index was not written");
             }
         }
@@ -171,9 +209,17 @@ impl LogSync {
 struct Taken<'a> {
     /// One sync of a log at a time, so that its segments become durable in order.
     _turn: MutexGuard<'a, ()>,
-    segments: Vec<(Arc<Segment>, Arc<OpenFile>)>,
+    segments: Vec<Dirty>,
     last_index: u64,
     truncations: u64,
+}
+
+/// A segment with bytes to sync.
+struct Dirty {
+    segment: Arc<Segment>,
+    open: Arc<OpenFile>,
+    /// It was sealed when it was taken, so that this sync covers all that it will ever hold.
+    is_sealed: bool,
 }
 
 /// Asks for durability of everything done to a log, or to the journal, so far.
@@ -237,7 +283,10 @@ impl Syncer {
         let spawn = |n| {
             let core = core.clone();
             let name = format!("quipu-sync-{n}");
-            let spawned = thread::Builder::new().name(name).spawn(move || core.work());
+            let spawned = thread::Builder::new().name(name).spawn(move || {
+                let _bomb = AbortOnPanic;
+                core.work();
+            });
             spawned.expect("the system starts a thread")
         };
         Self { threads: (0..threads).map(spawn).collect(), core }
@@ -362,13 +411,9 @@ impl Core {
         self.context.failure.check()?;
         match task {
             Task::Log(log) => log.sync().map(drop),
-            Task::Journal => self.sync_journal(),
+            Task::Journal => self.context.journal.sync().map(drop),
             Task::Filesystem(logs) => self.sync_filesystem(&logs),
         }
-    }
-
-    fn sync_journal(&self) -> Result<()> {
-        self.context.journal.sync().map(drop).inspect_err(|error| self.context.failure.set(error))
     }
 
     /// Makes many logs durable with one sync of the file system, and with a second one if files got
@@ -381,9 +426,14 @@ impl Core {
         let taken = logs.iter().map(|log| log.take()).collect::<Result<Vec<_>>>()?;
         self.syncfs()?;
         let mut named = Vec::new();
-        for (segment, _) in taken.iter().flat_map(|taken| &taken.segments) {
-            if segment.take_name()? {
-                named.push(segment.clone());
+        for (log, taken) in logs.iter().zip(&taken) {
+            let Some((last, earlier)) = taken.segments.split_last() else { continue };
+            // Names of one log become durable oldest first: only the last may wait for the others.
+            for dirty in earlier {
+                log.name(&dirty.segment)?;
+            }
+            if last.segment.take_name()? {
+                named.push(last.segment.clone());
             }
         }
         if !named.is_empty() {
@@ -393,6 +443,7 @@ impl Core {
         for (log, taken) in logs.iter().zip(taken) {
             log.settle(taken);
         }
+        self.context.open_segments.trim();
         Ok(())
     }
 
@@ -404,6 +455,19 @@ impl Core {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no sync thread panics with the lock")
+    }
+}
+
+/// Ends the process when a sync thread panics: the round it was at would never be reported, and
+/// everybody who waits for it would wait for ever.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a sync thread panicked; the process ends");
+            std::process::abort();
+        }
     }
 }
 

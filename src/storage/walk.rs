@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::entry::{EntryHeader, HEADER_BYTES};
 use super::error::{Error, Result};
+use super::fs::read_exact_at;
 use super::index::Row;
 use super::segment::{Access, OpenFile, Segment};
 
@@ -130,7 +131,8 @@ impl<'a> Walk<'a> {
     }
 
     fn bring_in(&mut self, position: u64, end: u64) -> Result<()> {
-        let mut upto = (position + self.ahead_bytes).clamp(end, self.end.max(end));
+        let ahead = position.saturating_add(self.ahead_bytes);
+        let mut upto = ahead.clamp(end, self.end.max(end));
         let mut len = (upto - position) as usize;
         if !self.open.map.is_resident(position, len) {
             if self.access == Access::Hot {
@@ -139,14 +141,24 @@ impl<'a> Walk<'a> {
                     return Err(Error::Cold);
                 }
             }
-            let populated = self.open.map.populate(position, len);
-            populated.map_err(|error| {
-                let what = format!("the disk cannot read {len} bytes: {error}");
-                self.segment.damage(position, what)
-            })?;
+            self.read_in(position, len)?;
         }
         assert!(upto >= end, "brought in {position}..{upto}, wanted {end}");
         self.resident_end = upto;
         Ok(())
+    }
+
+    /// Waits until the disk has delivered a range, or has said that it cannot.
+    fn read_in(&self, position: u64, len: usize) -> Result<()> {
+        let read = match self.open.map.populate(position, len) {
+            Ok(true) => Ok(()),
+            // The system cannot do it this way: reading brings the pages in as well.
+            Ok(false) => read_exact_at(&*self.open.file, &mut vec![0; len], position),
+            Err(error) => Err(error),
+        };
+        read.map_err(|error| {
+            let what = format!("the disk cannot read {len} bytes: {error}");
+            self.segment.damage(position, what)
+        })
     }
 }

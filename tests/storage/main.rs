@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod basics;
+mod doubles;
 mod exhaustive;
 mod faults;
+mod hardship;
 mod model;
+mod promises;
 mod real_input;
 mod recovery;
 mod repair;
-mod review;
 mod support;
 mod threads;

@@ -76,13 +76,21 @@ impl Map for FileMap {
         true
     }
 
-    fn populate(&self, position: u64, len: usize) -> io::Result<()> {
+    fn populate(&self, position: u64, len: usize) -> io::Result<bool> {
         let (start, len) = self.pages(position, len);
         let address = self.whole.as_ptr().wrapping_add(start).cast_mut().cast();
         // SAFETY: the range is page-aligned and inside the mapping, as above; this advice reads
         // pages in and changes nothing.
         let failed = unsafe { libc::madvise(address, len, libc::MADV_POPULATE_READ) } != 0;
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if !failed {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A page that cannot be read, or that the machine has marked as broken memory.
+            Some(libc::EFAULT | libc::EHWPOISON) => Err(error),
+            _ => Ok(false),
+        }
     }
 }
 

@@ -105,8 +105,8 @@ pub trait Map: Send + Sync + fmt::Debug {
     /// True if touching the range will not wait for a disk, as far as the system knows.
     fn is_resident(&self, position: u64, len: usize) -> bool;
     /// Brings the range into memory, waiting for the disk; a bad sector is an error here and not a
-    /// signal.
-    fn populate(&self, position: u64, len: usize) -> io::Result<()>;
+    /// signal. False if the system cannot do this just now, or not at all.
+    fn populate(&self, position: u64, len: usize) -> io::Result<bool>;
 }
 
 /// Reads exactly `buf.len()` bytes at `position`.

@@ -4,11 +4,12 @@
 //! every I/O error is a return code. Symbolic links are never followed for the last component of a
 //! path.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{Advice, FlockOperation};
@@ -19,15 +20,15 @@ use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
 /// The kernel takes at most this many parts in one vectored write.
 const PARTS_MAX: usize = 1024;
 /// How often, and how far apart, a lock that somebody holds is tried.
-const LOCK_TRIES: usize = 3;
+const LOCK_TRIES: usize = 5;
 const LOCK_TRY_EVERY: Duration = Duration::from_millis(5);
 const ZEROS: &[u8] = &[0; 64 * 1024];
 
 /// The operating system's files.
 #[derive(Debug, Default)]
 pub struct OsFs {
-    /// Kept open, so that `syncfs` through it reports every write error since the start.
-    root: OnceLock<fs::File>,
+    /// Kept open, so that `syncfs` through them reports every write error since the first time.
+    roots: Mutex<BTreeMap<PathBuf, Arc<fs::File>>>,
 }
 
 impl OsFs {
@@ -77,10 +78,16 @@ impl Fs for OsFs {
     }
 
     fn sync_filesystem(&self, path: &Path) -> io::Result<()> {
-        if self.root.get().is_none() {
-            let _ = self.root.set(fs::File::open(path)?);
-        }
-        let root = self.root.get().expect("the directory was opened above");
+        let mut roots = self.roots.lock().expect("no holder of the roots panics");
+        let root = match roots.get(path) {
+            Some(root) => root.clone(),
+            None => {
+                let root = Arc::new(fs::File::open(path)?);
+                roots.insert(path.to_path_buf(), root.clone());
+                root
+            }
+        };
+        drop(roots);
         Ok(rustix::fs::syncfs(root)?)
     }
 
@@ -93,14 +100,8 @@ impl Fs for OsFs {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
-        // Whoever only asks for the lock has it for an instant: that must not fail a start.
-        for _ in 0..LOCK_TRIES {
-            if flock(&file, FlockOperation::NonBlockingLockExclusive)? {
-                return Ok(Some(Box::new(OsLock(file))));
-            }
-            std::thread::sleep(LOCK_TRY_EVERY);
-        }
-        Ok(None)
+        let is_taken = flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(if is_taken { Some(Box::new(OsLock(file))) } else { None })
     }
 
     fn is_locked(&self, path: &Path) -> io::Result<bool> {
@@ -129,13 +130,19 @@ impl Fs for OsFs {
     }
 }
 
-/// Takes a lock without waiting; false when another process holds it.
+/// Takes a lock; false when another process holds it.
+///
+/// Tries for a moment: whoever only asks for the lock has it for an instant, and so does the child
+/// of a process that holds it, between its fork and its exec.
 fn flock(file: &fs::File, operation: FlockOperation) -> io::Result<bool> {
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_TRY_EVERY),
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(false)
 }
 
 /// Sixteen random bytes from the kernel.

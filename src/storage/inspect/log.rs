@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::super::error::{Damage, Error};
+use super::super::error::{Damage, Error, Result};
 use super::super::facts::{Closed, LogStart, Watermark};
 use super::super::files::{Files, SegmentFile};
-use super::super::fs::Fs;
+use super::super::fs::{Fs, OpenMode};
 use super::super::header::{Origin, SegmentHeader, Tip};
 use super::super::journal::FactKind;
 use super::report::{LogReport, Note, Totals};
 use super::segment::{self, Role};
 use super::{Reading, Start, failure};
 use crate::types::LogId;
+
+/// How often a directory is listed that loses files meanwhile.
+const LIST_TRIES: usize = 20;
 
 /// All facts of a journal.
 pub(super) type FactTable = BTreeMap<(LogId, FactKind), Bytes>;
@@ -57,29 +60,44 @@ pub(super) struct Subject<'a> {
     /// The one segment file that is asked for.
     pub(super) only: Option<&'a Path>,
     pub(super) start: Start,
+    /// Reads the facts again, for a log that a process is using.
+    pub(super) facts_now: Option<&'a dyn Fn() -> Option<Facts>>,
 }
 
 /// What a log's inspection gives.
 pub(super) struct Examined {
     pub(super) report: LogReport,
     pub(super) failures: Vec<Note>,
-    /// A file was there when the directory was listed, and then no more.
-    pub(super) has_vanished: bool,
     pub(super) is_stopped: bool,
 }
 
 /// Inspects one log.
+///
+/// Beside a running process the order matters. The watermark is older than the list of files, so
+/// that what it promises is in them; the log start is younger, because it moves before a file goes.
 pub(super) fn examine(subject: &Subject<'_>, reading: &mut Reading<'_>) -> Examined {
     let mut examination = Examination::new(subject);
-    match Files::read(subject.fs, subject.dir, subject.log) {
-        Ok(files) => examination.run(files, reading),
+    match list_files(subject) {
+        Ok(files) => {
+            let now = subject.facts_now.and_then(|read| read());
+            examination.facts.start = now.map_or(subject.facts.start, |facts| facts.start);
+            examination.run(files, reading);
+        }
         Err(error) => examination.add_failure(&error),
     }
     examination.finish()
 }
 
+/// Lists the files, again if one goes, or is used for another, between its name and its head.
+fn list_files(subject: &Subject<'_>) -> Result<Files> {
+    let tries = if subject.facts_now.is_some() { LIST_TRIES } else { 1 };
+    let list = || Files::read(subject.fs, subject.dir, subject.log);
+    (1..tries).find_map(|_| list().ok()).map_or_else(list, Ok)
+}
+
 struct Examination<'a> {
     subject: &'a Subject<'a>,
+    facts: Facts,
     done: Examined,
     watermark: Watermark,
     /// The tip of the segment before, and its base index.
@@ -108,10 +126,11 @@ impl<'a> Examination<'a> {
             notes: Vec::new(),
         };
         let failures = Vec::new();
-        let done = Examined { report, failures, has_vanished: false, is_stopped: false };
-        let watermark = subject.facts.watermark.unwrap_or(Watermark::UNKNOWN);
+        let done = Examined { report, failures, is_stopped: false };
+        let facts = subject.facts;
+        let watermark = facts.watermark.unwrap_or(Watermark::UNKNOWN);
         let (before, last_tip, first_base_offset) = (None, None, None);
-        Self { subject, done, watermark, before, last_tip, first_base_offset }
+        Self { subject, facts, done, watermark, before, last_tip, first_base_offset }
     }
 
     fn run(&mut self, files: Files, reading: &mut Reading<'_>) {
@@ -133,9 +152,9 @@ impl<'a> Examination<'a> {
     }
 
     /// Names the files that do not count and returns those that do.
-    fn sort_out(&mut self, files: Files) -> Vec<SegmentFile> {
-        let mut live = files.live;
-        let first_index = self.subject.facts.start.map_or(0, |start| start.first_index);
+    fn sort_out(&mut self, mut files: Files) -> Vec<SegmentFile> {
+        let mut live = files.with_unreadable();
+        let first_index = self.facts.start.map_or(0, |start| start.first_index);
         let is_before =
             |n: &usize| live.get(n + 1).is_some_and(|next| next.base_index <= first_index);
         let dropped = (0..live.len()).take_while(is_before).count();
@@ -147,7 +166,7 @@ impl<'a> Examination<'a> {
         }
         let is_residue =
             |file: &SegmentFile| file.header.is_err() && self.watermark.index < file.base_index;
-        if self.subject.facts.is_known && live.last().is_some_and(is_residue) {
+        if self.facts.is_known && live.last().is_some_and(is_residue) {
             let residue = live.pop().expect("the last file was looked at");
             let what = "the remains of a segment that never counted; the next open sets it aside";
             self.note(&residue.path, 0, what);
@@ -186,14 +205,20 @@ impl<'a> Examination<'a> {
             Ok(header) => header,
             Err(damage) => {
                 (reading.on_bytes)(file.bytes);
-                self.done.report.damage.push(damage.clone());
                 self.before = None;
+                if !self.note_if_gone(&file.path) {
+                    self.done.report.damage.push(damage.clone());
+                }
                 return;
             }
         };
         self.check_start(n, header);
         let role = self.role_of(file, next);
         let examined = segment::examine(self.subject.fs, file, header, role, reading);
+        if self.note_if_gone(&file.path) {
+            self.before = None;
+            return;
+        }
         let examined = match examined {
             Ok(examined) => examined,
             Err(error) => return self.add_failure(&error),
@@ -213,9 +238,21 @@ impl<'a> Examination<'a> {
         report.notes.extend(examined.notes);
     }
 
+    /// True if the process that uses the log has dropped a segment since it was listed. What was
+    /// read of it says nothing: it loses its name before its file is used for another.
+    fn note_if_gone(&mut self, path: &Path) -> bool {
+        let opened = self.subject.fs.open(path, OpenMode::Read);
+        let is_gone = self.subject.facts_now.is_some()
+            && opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_gone {
+            self.note(path, 0, "this segment was removed meanwhile");
+        }
+        is_gone
+    }
+
     fn role_of(&self, file: &SegmentFile, next: Option<&SegmentFile>) -> Role {
         let Some(next) = next else {
-            let closed = self.subject.facts.closed.map_or(0, |closed| closed.tip.index);
+            let closed = self.facts.closed.map_or(0, |closed| closed.tip.index);
             return Role::Active { watermark: self.watermark.index.max(closed) };
         };
         let (base, next_base) = (file.base_index, next.base_index);
@@ -232,7 +269,7 @@ impl<'a> Examination<'a> {
 
     /// Finds segments that are missing before one.
     fn check_start(&mut self, n: usize, header: &SegmentHeader) {
-        let Facts { is_known, start, .. } = self.subject.facts;
+        let Facts { is_known, start, .. } = self.facts;
         let missing = match (self.before, start) {
             (Some((tip, base)), _) if header.previous_base_index > base => Some(tip.index + 1),
             _ if n > 0 || header.origin == Origin::Reset => None,
@@ -275,24 +312,24 @@ impl<'a> Examination<'a> {
     }
 
     fn add_failure(&mut self, error: &Error) {
-        let is_gone = matches!(
-            error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound
-        );
-        self.done.has_vanished |= is_gone;
         self.done.failures.push(failure(error, self.subject.dir));
     }
 
     fn finish(mut self) -> Examined {
-        let facts = self.subject.facts;
+        let facts = self.facts;
         let report = &mut self.done.report;
         report.totals.logs = 1;
         let tallies = || report.segments.iter().map(|segment| &segment.entries);
         report.first_index = tallies().find_map(|tally| tally.first_index);
         report.last_index = tallies().rev().find_map(|tally| tally.last_index);
+        let (first, last) = (report.first_index, report.last_index);
+        assert!(first <= last, "the log goes from {first:?} to {last:?}");
         let end_offset = self.last_tip.map_or(0, |tip| tip.end_offset);
         let start_offset = facts.start.map_or(0, |start| start.offset);
         let start_offset = start_offset.max(self.first_base_offset.unwrap_or(0));
         report.log_start_offset = start_offset.min(end_offset);
+        let records = report.totals.records;
+        assert!(records <= end_offset, "{records} records below offset {end_offset}");
         report.log_end_offset = end_offset;
         report.closed_cleanly = facts.closed.is_some_and(|closed| {
             let last = report.segments.last();

@@ -33,8 +33,8 @@ pub use self::report::{
     JournalReport, LogReport, Note, Place, Report, SegmentReport, State, Tally, Totals,
 };
 
-/// A directory in use changes while it is read: what looks wrong is read again this often.
-const IN_USE_TRIES: usize = 3;
+/// A journal in use may be rewritten while it is read: it is read again this often.
+const JOURNAL_TRIES: usize = 20;
 
 /// An intact entry as an inspection comes by it.
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +159,8 @@ impl Inspector {
     /// Bytes of all files that an inspection reads; what cannot be measured counts nothing.
     pub fn bytes(&self) -> u64 {
         let files_of = |(id, dir): &(LogId, PathBuf)| Files::read(&*self.fs, dir, *id).ok();
-        let live = self.logs.iter().filter_map(files_of).flat_map(|files| files.live);
+        let live =
+            self.logs.iter().filter_map(files_of).flat_map(|mut files| files.with_unreadable());
         let asked = live.filter(|file| self.only.as_ref().is_none_or(|only| *only == file.path));
         asked.map(|file| file.bytes).sum()
     }
@@ -168,17 +169,8 @@ impl Inspector {
     /// called. `from_disk` judges the disk and not the page cache.
     pub fn inspect(&self, from_disk: bool, on_bytes: &mut dyn FnMut(u64)) -> Report {
         let mut on_entry = |_: &EntryView<'_>| ControlFlow::Continue(());
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let reading = Reading { from_disk, on_bytes, on_entry: &mut on_entry };
-            let (report, has_vanished) = self.run(Start::default(), reading);
-            let is_doubtful =
-                report.in_use == Some(true) && (has_vanished || !report.damage.is_empty());
-            if !is_doubtful || tries == IN_USE_TRIES {
-                return report;
-            }
-        }
+        let reading = Reading { from_disk, on_bytes, on_entry: &mut on_entry };
+        self.run(Start::default(), reading)
     }
 
     /// Shows every intact entry from `start` on, and reports on the segments that it read.
@@ -186,10 +178,10 @@ impl Inspector {
         let mut on_bytes = |_| {};
         let mut show = |view: &EntryView<'_>| on_entry(view);
         let reading = Reading { from_disk: false, on_bytes: &mut on_bytes, on_entry: &mut show };
-        self.run(start, reading).0
+        self.run(start, reading)
     }
 
-    fn run(&self, start: Start, mut reading: Reading<'_>) -> (Report, bool) {
+    fn run(&self, start: Start, mut reading: Reading<'_>) -> Report {
         let mut report = Report {
             path: self.path.clone(),
             kind: self.place,
@@ -207,13 +199,15 @@ impl Inspector {
         self.look_around(&facts, &mut report);
         let is_one = self.place == Place::DataDirectory || self.logs.len() == 1;
         assert!(is_one, "{:?} is of {} logs", self.place, self.logs.len());
-        let mut has_vanished = false;
+        let in_use = report.in_use == Some(true);
         for (log, dir) in &self.logs {
             let (log, only) = (*log, self.only.as_deref());
             let known = facts.as_ref().map_or(Facts::NONE, |table| Facts::of(table, log));
-            let subject = Subject { fs: &*self.fs, log, dir, facts: known, only, start };
+            let facts_now = || self.facts_now(log);
+            let facts_now: Option<&dyn Fn() -> Option<Facts>> = in_use.then_some(&facts_now);
+            let fs = &*self.fs;
+            let subject = Subject { fs, log, dir, facts: known, only, start, facts_now };
             let examined = log::examine(&subject, &mut reading);
-            has_vanished |= examined.has_vanished;
             report.totals.add_log(&examined.report.totals);
             report.damage.extend_from_slice(&examined.report.damage);
             report.notes.extend_from_slice(&examined.report.notes);
@@ -224,7 +218,7 @@ impl Inspector {
             }
         }
         self.note_use(&mut report);
-        (report, has_vanished)
+        report
     }
 
     fn is_in_use(&self) -> Option<bool> {
@@ -245,11 +239,18 @@ impl Inspector {
         }
     }
 
+    /// What the journal says by now.
+    fn facts_now(&self, log: LogId) -> Option<Facts> {
+        let meta = self.root.as_ref()?.join("meta");
+        let table = (0..JOURNAL_TRIES).find_map(|_| Journal::peek(&*self.fs, &meta).ok())?;
+        Some(Facts::of(&table, log))
+    }
+
     /// Reads the meta journal and checks both copies of it.
     fn read_journal(&self, report: &mut Report) -> Option<FactTable> {
         let meta = self.root.as_ref()?.join("meta");
         let mut examined = Journal::examine(&*self.fs, &meta);
-        for _ in 1..IN_USE_TRIES {
+        for _ in 1..JOURNAL_TRIES {
             // It may have been rewritten between two looks.
             if examined.is_err() && report.in_use == Some(true) {
                 examined = Journal::examine(&*self.fs, &meta);

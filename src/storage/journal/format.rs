@@ -254,7 +254,8 @@ fn scan(head: Head, bytes: &[u8]) -> BTreeMap<u64, Frame> {
     while at + FRAME_HEAD_BYTES <= bytes.len() {
         match decode_frame(&bytes[at..], seed) {
             Some((frame, len)) => {
-                frames.insert(frame.sequence, frame);
+                // What stands further behind is older: the remains of a write that failed.
+                frames.entry(frame.sequence).or_insert(frame);
                 at += len;
             }
             None => at += ALIGNMENT,

@@ -19,14 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
+use self::format::Head;
 pub use self::format::{Change, FactKind};
-use self::format::{HEAD_BYTES, Head};
+use self::generation::{
+    copy_fault, copy_path, list_generations, read_generation, write_generation,
+};
+use super::context::Failure;
 use super::error::{Damage, Error, IoContext as _, Result};
-use super::fs::{File, Fs, OpenMode, read_exact_at};
+use super::fs::{File, Fs};
 use super::segment::remove_if_there;
 use crate::types::LogId;
 
 mod format;
+mod generation;
 
 /// Files grow by this many zero bytes at a time, so that most appends change no length.
 const GROWTH_BYTES: u64 = 64 * 1024;
@@ -40,9 +45,12 @@ pub struct Journal {
     dir: PathBuf,
     rewrite_bytes: u64,
     make_room: MakeRoom,
+    failure: Arc<Failure>,
     state: Mutex<State>,
     /// Highest sequence that is durable in both copies.
     synced: AtomicU64,
+    /// Length of the journal when it was last written anew, when nothing in it was outdated.
+    live_bytes: AtomicU64,
 }
 
 /// A file pair and what it says.
@@ -79,13 +87,16 @@ impl Journal {
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: &Path,
+        is_new: bool,
         rewrite_bytes: u64,
         make_room: MakeRoom,
+        failure: Arc<Failure>,
     ) -> Result<Self> {
         fs.create_dir_all(dir).at("create", dir)?;
         let generations = list_generations(&*fs, dir)?;
         let (facts, sequence, generation) = match generations.last() {
-            None => (BTreeMap::new(), 0, 0),
+            None if is_new => (BTreeMap::new(), 0, 0),
+            None => return Err(Error::Amnesia { path: dir.to_path_buf(), sequence: 0 }),
             Some(generation) => {
                 let recovered = read_generation(&*fs, dir, *generation)?;
                 (recovered.facts, recovered.sequence, *generation)
@@ -93,15 +104,23 @@ impl Journal {
         };
         // DURABILITY: a journal is never continued after a restart but written anew: that drops a
         // torn end for good and heals a damaged copy, whatever the page cache held.
-        let state = write_generation(&*fs, dir, generation + 1, sequence, facts)?;
+        let write =
+            |facts| write_generation(&*fs, dir, generation + 1, sequence, facts, &mut false);
+        let state = match write(facts.clone()) {
+            Err(error) if error.is_full_disk() && make_room() => write(facts),
+            written => written,
+        }?;
         let synced = AtomicU64::new(state.sequence);
+        let live_bytes = AtomicU64::new(state.position);
         let journal = Self {
             fs,
             dir: dir.to_path_buf(),
             rewrite_bytes,
             make_room,
+            failure,
             state: Mutex::new(state),
             synced,
+            live_bytes,
         };
         journal.remove_generations(&generations)?;
         Ok(journal)
@@ -145,6 +164,10 @@ impl Journal {
                 damage.push(Damage { file: path, position, what });
             }
         }
+        // A process that uses the journal may have rewritten it between two looks.
+        if !damage.is_empty() && list_generations(fs, dir)? != generations {
+            return Self::examine(fs, dir);
+        }
         let facts = recovered.facts;
         Ok(Some(Examined { generation, sequence: recovered.sequence, facts, damage }))
     }
@@ -155,8 +178,10 @@ impl Journal {
     /// reached what this returns.
     ///
     /// # Errors
-    /// After an error nothing was recorded, as far as this process will ever say.
+    /// A full disk refuses and changes nothing. Any other error is final for the data directory:
+    /// whether the changes will be found after a restart is unknown.
     pub fn record(&self, changes: &[Change]) -> Result<u64> {
+        self.failure.check()?;
         let mut state = self.lock_state();
         let mut bytes = Vec::new();
         let synced = self.synced.load(Ordering::Acquire);
@@ -172,7 +197,8 @@ impl Journal {
         self.allocate(&mut state, bytes.len() as u64)?;
         for (file, copy) in state.files.iter().zip(COPIES) {
             let path = copy_path(&self.dir, state.head.generation, copy);
-            file.write_at(&[IoSlice::new(&bytes)], state.position).at("write", &path)?;
+            let written = file.write_at(&[IoSlice::new(&bytes)], state.position);
+            written.at("write", &path).inspect_err(|error| self.failure.set(error))?;
         }
         state.position += bytes.len() as u64;
         state.sequence += changes.len() as u64;
@@ -223,32 +249,52 @@ impl Journal {
     /// # Errors
     /// An error is final (RELIABILITY D3): the caller stops using the data directory.
     pub fn sync(&self) -> Result<u64> {
+        self.failure.check()?;
         let (files, generation, sequence) = {
             let state = self.lock_state();
             (state.files.clone(), state.head.generation, state.sequence)
         };
         if sequence > self.synced_sequence() {
             for (file, copy) in files.iter().zip(COPIES) {
-                file.sync().at("sync", &copy_path(&self.dir, generation, copy))?;
+                let path = copy_path(&self.dir, generation, copy);
+                let synced = file.sync().at("sync", &path);
+                synced.inspect_err(|error| self.failure.set(error))?;
             }
             self.synced.fetch_max(sequence, Ordering::AcqRel);
         }
-        self.rewrite_if_outdated()?;
+        self.rewrite_if_outdated();
         Ok(sequence)
     }
 
-    fn rewrite_if_outdated(&self) -> Result<()> {
+    /// Writes the journal anew when most of it is outdated. A failure before the new files have
+    /// their names costs nothing: the old ones serve on.
+    fn rewrite_if_outdated(&self) {
         let mut state = self.lock_state();
-        let live: usize = state.facts.values().map(|value| value.len() + 64).sum();
-        if state.position < self.rewrite_bytes.max(4 * live as u64) {
-            return Ok(());
+        let live = self.live_bytes.load(Ordering::Relaxed);
+        if state.position < self.rewrite_bytes.max(4 * live) {
+            return;
         }
         let old = state.head.generation;
-        let facts = state.facts.clone();
-        *state = write_generation(&*self.fs, &self.dir, old + 1, state.sequence, facts)?;
-        self.synced.fetch_max(state.sequence, Ordering::AcqRel);
+        let (facts, mut is_named) = (state.facts.clone(), false);
+        let sequence = state.sequence;
+        match write_generation(&*self.fs, &self.dir, old + 1, sequence, facts, &mut is_named) {
+            Ok(new) => {
+                self.synced.fetch_max(new.sequence, Ordering::AcqRel);
+                self.live_bytes.store(new.position, Ordering::Relaxed);
+                *state = new;
+            }
+            Err(error) if is_named => return self.failure.set(&error),
+            Err(error) => {
+                tracing::warn!(%error, "the journal could not be written anew");
+                // Tried again when it has doubled once more.
+                self.live_bytes.store(state.position / 2, Ordering::Relaxed);
+                return;
+            }
+        }
         drop(state);
-        self.remove_generations(&[old])
+        if let Err(error) = self.remove_generations(&[old]) {
+            tracing::warn!(%error, "an old journal stays until the next start");
+        }
     }
 
     /// Makes sure that `bytes` more fit into both files.
@@ -297,133 +343,6 @@ fn apply(facts: &mut BTreeMap<(LogId, FactKind), Bytes>, change: &Change) {
     };
 }
 
-fn copy_path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
-    dir.join(format!("journal-{generation:08}.{copy}"))
-}
-
-/// Generations of which at least one copy has its name, ascending.
-fn list_generations(fs: &dyn Fs, dir: &Path) -> Result<Vec<u64>> {
-    let names = fs.list(dir).at("list", dir)?;
-    let parse = |name: &str| {
-        let (generation, copy) = name.strip_prefix("journal-")?.split_once('.')?;
-        COPIES.contains(&copy).then(|| generation.parse().ok())?
-    };
-    let mut generations: Vec<u64> = names.iter().filter_map(|entry| parse(&entry.name)).collect();
-    generations.sort_unstable();
-    generations.dedup();
-    Ok(generations)
-}
-
-/// Reads the copies of one generation and merges them.
-fn read_generation(fs: &dyn Fs, dir: &Path, generation: u64) -> Result<format::Recovered> {
-    let mut copies = Vec::new();
-    for copy in COPIES {
-        let path = copy_path(dir, generation, copy);
-        let Some(bytes) = read_copy(fs, &path)? else {
-            continue;
-        };
-        let head = Head::decode(&bytes).map_err(|found| Error::FutureVersion {
-            path: path.clone(),
-            found,
-            supported: format::VERSION,
-        })?;
-        if let Some(head) = head.filter(|head| head.generation == generation) {
-            copies.push((head, bytes));
-        }
-    }
-    let amnesia = |sequence| Error::Amnesia { path: dir.to_path_buf(), sequence };
-    if copies.is_empty() {
-        return Err(amnesia(0));
-    }
-    let views: Vec<_> = copies.iter().map(|(head, bytes)| (*head, bytes.as_slice())).collect();
-    format::merge(&views).map_err(amnesia)
-}
-
-/// Position and kind of the first damage to one copy of the journal.
-fn copy_fault(
-    fs: &dyn Fs,
-    path: &Path,
-    generation: u64,
-    durable: u64,
-    may_be_missing: bool,
-) -> Result<Option<(u64, String)>> {
-    let Some(bytes) = read_copy(fs, path)? else {
-        let what = "this copy of the journal is missing or cannot be read, the other one is good";
-        return Ok((!may_be_missing).then(|| (0, what.to_owned())));
-    };
-    let head = Head::decode(&bytes).ok().flatten().filter(|head| head.generation == generation);
-    let Some(head) = head else {
-        let what = "the head of this copy of the journal is damaged, the other one is good";
-        return Ok(Some((0, what.to_owned())));
-    };
-    let fault = format::first_fault(head, &bytes, durable);
-    Ok(fault.map(|(position, sequence)| {
-        (position, format!("change {sequence} cannot be read, the other copy has it"))
-    }))
-}
-
-/// Reads a whole file from the disk, not from the cache. `None` if it is missing or unreadable:
-/// the other copy then decides.
-fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match fs.open(path, OpenMode::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", path, error)),
-    };
-    file.drop_cache().at("drop the cache of", path)?;
-    let len = usize::try_from(file.length().at("measure", path)?).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; len];
-    Ok(read_exact_at(&*file, &mut bytes, 0).ok().map(|()| bytes))
-}
-
-/// Writes `facts` as a new generation, makes it durable under its name, and reads it back.
-///
-/// DURABILITY: write, sync, rename, sync the directory, read back without the cache; only then may
-/// an older generation go (RELIABILITY D10, D11).
-fn write_generation(
-    fs: &dyn Fs,
-    dir: &Path,
-    generation: u64,
-    sequence: u64,
-    facts: BTreeMap<(LogId, FactKind), Bytes>,
-) -> Result<State> {
-    let first_sequence = sequence + 1;
-    let snapshot_end = sequence + facts.len() as u64;
-    let head = Head { salt: fs.salt(), generation, first_sequence, snapshot_end };
-    let mut bytes = head.encode().to_vec();
-    debug_assert_eq!(bytes.len(), HEAD_BYTES, "the head comes first");
-    for (n, ((log, kind), value)) in (first_sequence..).zip(&facts) {
-        let change = Change { log: *log, kind: *kind, value: Some(value.clone()) };
-        format::encode_frame(&mut bytes, head.seed(), n, snapshot_end, &change);
-    }
-    let mut files = Vec::new();
-    for copy in COPIES {
-        let path = copy_path(dir, generation, copy);
-        let temporary = path.with_extension(format!("{copy}.tmp"));
-        files.push(write_copy(fs, &temporary, &bytes)?);
-        fs.rename(&temporary, &path).at("rename", &temporary)?;
-    }
-    fs.sync_dir(dir).at("sync", dir)?;
-    let read_back = read_generation(fs, dir, generation)?;
-    if read_back.facts != facts || !read_back.is_clean {
-        let sequence = read_back.sequence + 1;
-        return Err(Error::Amnesia { path: dir.to_path_buf(), sequence });
-    }
-    assert_eq!(read_back.sequence, snapshot_end, "the journal read back ends where it was written");
-    let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
-    let position = bytes.len() as u64;
-    Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })
-}
-
-fn write_copy(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<Arc<dyn File>> {
-    // A leftover of a crash before the rename; it never had a name that counts.
-    let _ = fs.remove_file(path);
-    let file = fs.open(path, OpenMode::Create).at("create", path)?;
-    file.write_at(&[IoSlice::new(bytes)], 0).at("write", path)?;
-    file.sync().at("sync", path)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -432,7 +351,8 @@ mod tests {
     use super::*;
 
     fn open(fs: &SimFs) -> Result<Journal> {
-        Journal::open(Arc::new(fs.clone()), Path::new("/meta"), 4096, Box::new(|| false))
+        let (fs, failure) = (Arc::new(fs.clone()), Arc::default());
+        Journal::open(fs, Path::new("/meta"), true, 4096, Box::new(|| false), failure)
     }
 
     fn vote(log: u128, value: &'static str) -> Change {
@@ -493,7 +413,7 @@ mod tests {
         journal.record(&[vote(2, "two")]).unwrap();
         journal.sync().unwrap();
         for path in fs.paths() {
-            fs.damage(&path, |bytes| bytes[HEAD_BYTES + 50] ^= 4);
+            fs.damage(&path, |bytes| bytes[format::HEAD_BYTES + 50] ^= 4);
         }
         let before = fs.paths();
         assert!(matches!(open(&fs), Err(Error::Amnesia { sequence: 1, .. })));

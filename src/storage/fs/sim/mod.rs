@@ -413,7 +413,8 @@ impl Map for SimMap {
         self.populate(position, len).is_ok()
     }
 
-    fn populate(&self, position: u64, len: usize) -> io::Result<()> {
-        self.file.with(|disk, id| disk.files[id].check_readable(position as usize, len))
+    fn populate(&self, position: u64, len: usize) -> io::Result<bool> {
+        self.file.with(|disk, id| disk.files[id].check_readable(position as usize, len))?;
+        Ok(true)
     }
 }

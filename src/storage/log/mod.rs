@@ -18,15 +18,16 @@ use bytes::Bytes;
 use super::context::Context;
 use super::entry::{Entry, PAYLOAD_BYTES_MAX};
 use super::error::{Error, Result};
-use super::facts::{Closed, LogStart, Watermark};
+use super::facts::{Closed, Watermark};
 use super::header::{Origin, SegmentHeader, Tip};
 use super::journal::{Change, FactKind};
 use super::reader::{LogReader, Shared};
-use super::recovery::FaultyRange;
-use super::retention::{self, SegmentFacts};
-use super::segment::Segment;
+use super::segment::{Purpose, Segment};
 use super::sync::LogSync;
 use crate::types::LogId;
+
+mod cut;
+mod retain;
 
 /// Gives the checkpoint for a segment that starts after the tip it is shown.
 pub type CheckpointAt<'a> = &'a mut dyn FnMut(&Tip) -> Bytes;
@@ -84,6 +85,7 @@ impl Log {
             log: id,
             salt: context.fs.salt(),
             generation: 1,
+            birth: 1,
             previous: tip,
             previous_base_index: 0,
             checkpoint_len: checkpoint_len(checkpoint),
@@ -92,14 +94,14 @@ impl Log {
             has_checkpoint: true,
             is_recycled: false,
         };
-        let segment = Segment::create(context, &dir, header, checkpoint, false)?;
+        let segment = Segment::create(context, &dir, header, checkpoint, Purpose::SmallLog)?;
         let sync = LogSync::new(context, id, tip.index, true);
         sync.note_appended(&segment, tip.index);
         let shared = Shared {
             segments: ArcSwap::from_pointee(vec![segment]),
             start_offset: tip.end_offset.into(),
-            end_offset: tip.end_offset.into(),
             last_index: tip.index.into(),
+            ends: (tip.index, tip.end_offset).into(),
             faulty: Vec::new().into(),
         };
         Ok(Self {
@@ -107,7 +109,7 @@ impl Log {
             id,
             dir,
             shared: Arc::new(shared),
-            sync: Arc::new(sync),
+            sync,
             tip,
             next_generation: 2,
             condemned: Vec::new(),
@@ -207,6 +209,7 @@ impl Log {
                 let (bytes, max) = (payload.len() as u64, u64::from(PAYLOAD_BYTES_MAX));
                 return Err(Error::TooLarge { index, bytes, max });
             }
+            assert!(synced_index < index, "entry {index} is on disk before it is appended");
             header.synced_index = synced_index;
             header.chain = header.chain_after(tip.chain);
             tip = header.tip();
@@ -225,10 +228,11 @@ impl Log {
         if previous.base_index() > self.tip.index {
             return Ok(());
         }
-        let is_busy = previous.allocated_bytes() >= self.context.config.segment_bytes;
+        let is_full = previous.allocated_bytes() >= self.context.config.segment_bytes;
+        let purpose = if is_full { Purpose::BusyLog } else { Purpose::SmallLog };
         let header =
             self.next_header(Origin::Rolled, self.tip, previous.base_index(), &bytes, true);
-        let segment = Segment::create(&self.context, &self.dir, header, &bytes, is_busy)?;
+        let segment = Segment::create(&self.context, &self.dir, header, &bytes, purpose)?;
         previous.seal();
         self.next_generation += 1;
         let mut segments = self.segments().to_vec();
@@ -236,102 +240,6 @@ impl Log {
         segments.push(segment.clone());
         self.shared.segments.store(Arc::new(segments));
         self.sync.note_appended(&segment, self.tip.index);
-        Ok(())
-    }
-
-    /// Removes the entry at `first_index` and all after it; `committed_index` says what must stay.
-    ///
-    /// The log continues in a new segment, whose checkpoint `checkpoint` gives; with `None` it has
-    /// none, and the state is replayed from an older one.
-    ///
-    /// DURABILITY: the cut is durable with the new segment's name, before any entry in it counts.
-    ///
-    /// # Errors
-    /// [`Error::IndexOutOfRange`], or what the system said; the log is then as it was.
-    ///
-    /// # Panics
-    /// If a committed entry would go (RELIABILITY D8).
-    pub fn truncate_suffix(
-        &mut self,
-        first_index: u64,
-        committed_index: u64,
-        checkpoint: Option<&[u8]>,
-    ) -> Result<()> {
-        assert!(
-            first_index > committed_index,
-            "log {}: entry {first_index} must not be removed, {committed_index} is committed",
-            self.id
-        );
-        self.context.failure.check()?;
-        let reader = self.reader();
-        let (first, last) = (reader.first_index(), self.tip.index);
-        if first_index < first || first_index > last + 1 {
-            return Err(Error::IndexOutOfRange { requested: first_index, first, last });
-        }
-        let tip = reader.tip_at(first_index - 1, super::Access::MayBlock)?;
-        self.cut_to(tip, checkpoint)
-    }
-
-    /// Ends the log at `tip`, an entry of it, and continues in a new segment.
-    pub(super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<&[u8]>) -> Result<()> {
-        let old = self.segments();
-        let kept = old.partition_point(|segment| segment.base_index() <= tip.index);
-        let previous_base = kept.checked_sub(1).map_or(0, |n| old[n].base_index());
-        self.restart(Origin::Truncated, tip, previous_base, checkpoint, kept)?;
-        self.mark_repaired_from(tip.index + 1);
-        self.lost_tail = self.lost_tail.filter(|lost| lost.first_index <= tip.index);
-        Ok(())
-    }
-
-    /// Drops everything and starts anew after `tip`: a snapshot of another replica takes the place
-    /// of this log.
-    ///
-    /// DURABILITY: durable with the new segment's name; until then a crash brings the old log back.
-    ///
-    /// # Errors
-    /// What the system said; the log is then as it was.
-    pub fn reset(&mut self, tip: Tip, checkpoint: &[u8]) -> Result<()> {
-        self.context.failure.check()?;
-        self.restart(Origin::Reset, tip, 0, Some(checkpoint), 0)?;
-        self.shared.start_offset.store(tip.end_offset, Ordering::Release);
-        self.mark_repaired_from(0);
-        self.lost_tail = None;
-        Ok(())
-    }
-
-    /// Keeps the first `kept` segments and adds a new one after `tip`.
-    fn restart(
-        &mut self,
-        origin: Origin,
-        tip: Tip,
-        previous_base: u64,
-        checkpoint: Option<&[u8]>,
-        kept: usize,
-    ) -> Result<()> {
-        let bytes = checkpoint.unwrap_or_default();
-        let header = self.next_header(origin, tip, previous_base, bytes, checkpoint.is_some());
-        let segment = Segment::create(&self.context, &self.dir, header, bytes, false)?;
-        self.next_generation += 1;
-        let old = self.segments();
-        assert!(kept <= old.len(), "{kept} of {} segments are kept", old.len());
-        assert!(
-            old[..kept].iter().all(|segment| segment.base_index() <= tip.index + 1),
-            "log {}: a kept segment starts beyond entry {}",
-            self.id,
-            tip.index
-        );
-        let mut segments = old[..kept].to_vec();
-        segments.iter().for_each(|segment| segment.seal());
-        segments.push(segment.clone());
-        // Readers must not look for entries that the new list does not have.
-        self.tip = tip;
-        self.publish_tip();
-        self.shared.segments.store(Arc::new(segments));
-        let first_void = old.get(kept).map_or(u64::MAX, |segment| segment.base_index());
-        self.sync.note_truncated(tip.index, first_void);
-        self.sync.note_appended(&segment, tip.index);
-        let replaced = old[kept..].iter();
-        self.condemned.extend(replaced.map(|s| (s.clone(), Until::Named(segment.clone()))));
         Ok(())
     }
 
@@ -347,6 +255,7 @@ impl Log {
             log: self.id,
             salt: self.context.fs.salt(),
             generation: self.next_generation,
+            birth: self.next_generation,
             previous,
             previous_base_index,
             checkpoint_len: checkpoint_len(checkpoint),
@@ -355,95 +264,6 @@ impl Log {
             has_checkpoint,
             is_recycled: false,
         }
-    }
-
-    /// Moves the log start to `offset` and drops the segments that end before it. The first one
-    /// that stays has a checkpoint.
-    ///
-    /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
-    /// that record is durable (RELIABILITY D10).
-    ///
-    /// # Errors
-    /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
-    pub fn advance_log_start(&mut self, offset: u64) -> Result<()> {
-        self.context.failure.check()?;
-        let (log_start, log_end) = (self.reader().log_start_offset(), self.tip.end_offset);
-        if offset > log_end {
-            return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
-        }
-        if offset <= log_start {
-            return Ok(());
-        }
-        let old = self.segments();
-        let can_start = |n: &usize| {
-            let header = old[*n].header();
-            header.base_offset() <= offset && header.has_checkpoint
-        };
-        let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
-        assert!(old[first].base_offset() <= offset, "the log must still hold offset {offset}");
-        let start = LogStart { offset, first_index: old[first].base_index() };
-        let sequence = self.record(FactKind::LogStart, start.encode())?;
-        self.shared.start_offset.store(offset, Ordering::Release);
-        self.shared.segments.store(Arc::new(old[first..].to_vec()));
-        let dropped = old[..first].iter();
-        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
-        Ok(())
-    }
-
-    /// Applies a retention policy and returns how many segments it dropped.
-    ///
-    /// # Errors
-    /// As [`Self::advance_log_start`].
-    pub fn retain(&mut self, policy: &retention::Policy, now_ms: i64) -> Result<usize> {
-        let segments = self.segments();
-        let facts: Vec<SegmentFacts> = (0..segments.len()).map(|n| self.facts_of(n)).collect();
-        let count = retention::choose(&facts, policy, now_ms);
-        if count > 0 {
-            self.advance_log_start(facts[count].base_offset)?;
-        }
-        Ok(count)
-    }
-
-    fn facts_of(&self, n: usize) -> SegmentFacts {
-        let segments = self.segments();
-        let tip = segments.get(n + 1).map_or(self.tip, |next| next.header().previous);
-        SegmentFacts {
-            base_offset: segments[n].base_offset(),
-            end_offset: tip.end_offset,
-            last_append_time_ms: tip.append_time_ms,
-            bytes: segments[n].allocated_bytes(),
-            has_checkpoint: segments[n].header().has_checkpoint,
-        }
-    }
-
-    /// Removes or recycles the files of dropped segments, as far as that is safe by now, and
-    /// returns how many went. Touches the disk: not for a latency-critical thread.
-    ///
-    /// # Errors
-    /// What the system said; the rest is tried again next time.
-    pub fn reclaim(&mut self) -> Result<usize> {
-        let synced = self.context.journal.synced_sequence();
-        let first = self.segments()[0].clone();
-        let before = self.condemned.len();
-        let mut waiting = Vec::new();
-        for (segment, until) in std::mem::take(&mut self.condemned) {
-            let is_safe = match &until {
-                Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
-                Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
-            };
-            let removed = if is_safe { segment.remove().map(|()| true) } else { Ok(false) };
-            match removed {
-                Ok(true) => {}
-                Ok(false) => waiting.push((segment, until)),
-                Err(error) => {
-                    waiting.push((segment, until));
-                    self.condemned.append(&mut waiting);
-                    return Err(error);
-                }
-            }
-        }
-        self.condemned.append(&mut waiting);
-        Ok(before - self.condemned.len())
     }
 
     /// Makes everything appended so far durable on the calling thread.
@@ -466,6 +286,10 @@ impl Log {
     /// As [`super::Journal::record`].
     pub fn record_watermark(&self) -> Result<u64> {
         let index = self.sync.synced_index();
+        if index + 1 < self.reader().first_index() {
+            // The log was reset and nothing of it is on disk yet.
+            return Ok(self.context.journal.synced_sequence());
+        }
         assert!(index <= self.tip.index, "entry {index} is on disk, the log ends before it");
         let term = self.reader().term_at(index, super::Access::MayBlock)?;
         let mark = Watermark { generation: self.next_generation - 1, index, term };
@@ -477,8 +301,10 @@ impl Log {
     /// # Errors
     /// As [`Self::sync`].
     pub(super) fn close(self) -> Result<()> {
-        if self.lost_tail.is_some() {
-            return Ok(());
+        let is_damaged = self.lost_tail.is_some() || !self.reader().faulty().is_empty();
+        if is_damaged {
+            // What is damaged is looked for again when the log is opened.
+            return self.sync().map(drop);
         }
         let synced = self.sync()?;
         assert_eq!(synced, self.tip.index, "log {}: a sync covers the whole log", self.id);
@@ -496,12 +322,6 @@ impl Log {
         self.context.journal.record(&[Change { log: self.id, kind, value: Some(value) }])
     }
 
-    /// Forgets the faulty ranges from `index` on.
-    pub(super) fn mark_repaired_from(&self, index: u64) {
-        let mut faulty = self.shared.faulty.write().expect("no holder of the list panics");
-        faulty.retain(|range: &FaultyRange| range.first_index < index);
-    }
-
     pub(super) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
         self.shared.segments.load_full()
     }
@@ -510,9 +330,12 @@ impl Log {
         self.shared.segments.load().last().expect("a log has a segment to write to").clone()
     }
 
+    /// Tells readers how far the log goes: the index first, so that who knows of an offset finds
+    /// its entry.
     pub(super) fn publish_tip(&self) {
-        self.shared.end_offset.store(self.tip.end_offset, Ordering::Release);
+        let ends = (self.tip.index, self.tip.end_offset);
         self.shared.last_index.store(self.tip.index, Ordering::Release);
+        *self.shared.ends.lock().expect("no holder of the ends panics") = ends;
     }
 
     fn check_writable(&self) -> Result<()> {

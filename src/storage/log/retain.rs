@@ -1,0 +1,118 @@
+//! Moving the start of a log, and removing the files that this leaves behind.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::super::facts::LogStart;
+use super::super::journal::FactKind;
+use super::super::retention::{self, SegmentFacts};
+use super::super::segment::Segment;
+use super::super::{Error, Result};
+use super::{Log, Until};
+
+impl Log {
+    /// Moves the log start to `offset` and drops the segments that end before it. The first one
+    /// that stays has a checkpoint.
+    ///
+    /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
+    /// that record is durable (RELIABILITY D10).
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
+    pub fn advance_log_start(&mut self, offset: u64) -> Result<()> {
+        self.context.failure.check()?;
+        let (log_start, log_end) = (self.reader().log_start_offset(), self.tip.end_offset);
+        if offset > log_end {
+            return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
+        }
+        let old = self.segments();
+        let can_start = |n: &usize| {
+            let header = old[*n].header();
+            header.base_offset() <= offset && header.has_checkpoint
+        };
+        let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
+        if first == 0 && offset <= log_start {
+            return Ok(());
+        }
+        self.begin_at(first, offset.max(log_start))
+    }
+
+    /// Lets the log begin with segment `first` and its records at `offset`.
+    fn begin_at(&mut self, first: usize, offset: u64) -> Result<()> {
+        let old = self.segments();
+        assert!(first < old.len(), "segment {first} of {} is to stay", old.len());
+        assert!(old[first].base_offset() <= offset, "the log must still hold offset {offset}");
+        let start = LogStart { offset, first_index: old[first].base_index() };
+        let sequence = self.record(FactKind::LogStart, start.encode())?;
+        self.shared.start_offset.store(offset, Ordering::Release);
+        self.shared.segments.store(Arc::new(old[first..].to_vec()));
+        let dropped = old[..first].iter();
+        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
+        Ok(())
+    }
+
+    /// Applies a retention policy and returns how many segments it dropped.
+    ///
+    /// # Errors
+    /// As [`Self::advance_log_start`].
+    pub fn retain(&mut self, policy: &retention::Policy, now_ms: i64) -> Result<usize> {
+        self.context.failure.check()?;
+        let facts: Vec<SegmentFacts> =
+            (0..self.segments().len()).map(|n| self.facts_of(n)).collect();
+        let count = retention::choose(&facts, policy, now_ms);
+        if count > 0 {
+            let start = facts[count].base_offset.max(self.reader().log_start_offset());
+            self.begin_at(count, start)?;
+        }
+        Ok(count)
+    }
+
+    fn facts_of(&self, n: usize) -> SegmentFacts {
+        let segments = self.segments();
+        let tip = segments.get(n + 1).map_or(self.tip, |next| next.header().previous);
+        SegmentFacts {
+            base_offset: segments[n].base_offset(),
+            end_offset: tip.end_offset,
+            last_append_time_ms: tip.append_time_ms,
+            bytes: segments[n].allocated_bytes(),
+            has_checkpoint: segments[n].header().has_checkpoint,
+        }
+    }
+
+    /// Removes or recycles the files of dropped segments, as far as that is safe by now, and
+    /// returns how many went. Touches the disk: not for a latency-critical thread.
+    ///
+    /// # Errors
+    /// What the system said of the first file that could not be removed, or of the checkpoint that
+    /// the log will begin with; whatever is left is tried again next time.
+    pub fn reclaim(&mut self) -> Result<usize> {
+        let synced = self.context.journal.synced_sequence();
+        let first = self.segments()[0].clone();
+        let is_due = |until: &Until| match until {
+            Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+            Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
+        };
+        let (due, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.condemned).into_iter().partition(|(_, until)| is_due(until));
+        self.condemned = waiting;
+        let count = due.len();
+        let checked = self.check_new_start(&first, &due);
+        let mut result = Ok(());
+        for (segment, until) in due {
+            let removed = checked.clone().and_then(|()| segment.remove());
+            if let Err(error) = removed {
+                self.condemned.push((segment, until));
+                result = result.and(Err(error));
+            }
+        }
+        result.map(|()| count)
+    }
+
+    /// DURABILITY: the state up to the first segment that stays is only in its checkpoint once the
+    /// older segments are gone, so the checkpoint is read back from the disk before (RELIABILITY
+    /// D11).
+    fn check_new_start(&self, first: &Arc<Segment>, due: &[(Arc<Segment>, Until)]) -> Result<()> {
+        let is_start = due.iter().any(|(_, until)| matches!(until, Until::Journaled(_)));
+        if is_start && first.header().has_checkpoint { first.check_checkpoint() } else { Ok(()) }
+    }
+}
