@@ -175,8 +175,8 @@ impl File for Disk {
         }
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        self.file.drop_cache()
+    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()> {
+        self.file.drop_cache(position, len)
     }
 
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {

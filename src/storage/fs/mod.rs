@@ -88,8 +88,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable. An error is final: nothing is known about what
     /// was written since the last success, not even if a later call succeeds.
     fn sync(&self) -> io::Result<()>;
-    /// Asks the system to forget the file's clean pages, so that later reads judge the disk.
-    fn drop_cache(&self) -> io::Result<()>;
+    /// Asks the system to forget the clean pages of `len` bytes from `position` on, or of all from
+    /// there if `len` is 0, so that later reads judge the disk.
+    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()>;
     /// Maps the first `reserve` bytes for reading; they may lie beyond the end of the file as long
     /// as they are not touched. The mapping holds `lease` until its last slice is gone, so that
     /// the owner of the file knows when nobody looks at it any more.

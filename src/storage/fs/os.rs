@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, Read as _};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -216,8 +217,9 @@ impl File for OsFile {
         self.0.sync_data()
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed)?)
+    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()> {
+        let len = NonZeroU64::new(len);
+        Ok(rustix::fs::fadvise(&self.0, position, len, Advice::DontNeed)?)
     }
 
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {

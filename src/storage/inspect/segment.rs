@@ -63,7 +63,7 @@ pub(super) fn examine(
 ) -> Result<Examined> {
     let open = fs.open(&file.path, OpenMode::Read).at("open", &file.path)?;
     if reading.from_disk {
-        open.drop_cache().at("drop the cache of", &file.path)?;
+        open.drop_cache(0, 0).at("drop the cache of", &file.path)?;
     }
     let mut findings = Findings { file, damage: Vec::new(), notes: Vec::new() };
     findings.check_head(&*open, header);

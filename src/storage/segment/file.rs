@@ -119,7 +119,7 @@ impl Segment {
     pub(in super::super) fn open_fresh(&self) -> Result<Arc<dyn File>> {
         let path = self.path();
         let file = self.context.fs.open(&path, OpenMode::Write).at("open", &path)?;
-        file.drop_cache().at("drop the cache of", &path)?;
+        file.drop_cache(0, 0).at("drop the cache of", &path)?;
         Ok(file)
     }
 
