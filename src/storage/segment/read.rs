@@ -29,7 +29,8 @@ impl Segment {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(in super::super) fn check_checkpoint(&self) -> Result<()> {
-        let file = self.open_fresh()?;
+        // Readers still use the entries, so the rest of the file stays in memory.
+        let file = self.open_forgetting(self.header.entries_position())?;
         self.read_checkpoint(&*file).map(drop)
     }
 
