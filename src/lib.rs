@@ -10,6 +10,7 @@
 //! | module | what it owns | what it must not know |
 //! |---|---|---|
 //! | `cli` | the command line | how bytes are stored |
+//! | [`partition`] | what a log says about producers and groups | files, networks, clocks |
 //! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
 //! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
 //! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
@@ -38,6 +39,7 @@
 
 pub mod batch;
 pub mod cli;
+pub mod partition;
 pub mod proto;
 pub mod storage;
 pub mod types;

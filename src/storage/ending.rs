@@ -68,6 +68,7 @@ impl Opening {
         let watermark = watermark.max(header.previous.index);
         let verdict = recovery::judge(&scan, watermark, header.is_recycled);
         self.mark_verdict(active, &scan, &verdict);
+        assert!(verdict.runs_kept <= scan.runs.len(), "{} runs are kept", verdict.runs_kept);
         let last = &scan.runs[verdict.runs_kept - 1];
         assert!(
             verdict.is_tail_lost || last.tip.index >= watermark,
@@ -159,6 +160,7 @@ fn rewrite(file: &dyn File, scan: &Scan, watermark: u64, last: &Run) -> std::io:
     }
     let row = scan.index.at_or_before_index(watermark.saturating_add(1));
     let mut position = row.map_or(last.position, |row| row.position.max(last.position));
+    assert!(position <= last.end, "entries from {position} on end at {}", last.end);
     let mut buffer = vec![0; last.end.saturating_sub(position).min(1024 * 1024) as usize];
     while position < last.end {
         let len = buffer.len().min((last.end - position) as usize);

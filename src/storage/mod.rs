@@ -6,7 +6,7 @@
 //! | noun | file | what it is |
 //! |---|---|---|
 //! | entry | `entry` | header of 80 bytes and a payload that is never re-encoded |
-//! | segment | `header`, `segment`, `walk`, `scan`, `window` | a file of entries behind a checkpoint |
+//! | segment | `header`, `segment`, `walk`, `scan`, `window` | entries behind a checkpoint |
 //! | index | `index` | a sparse table: index, offset, append time, position |
 //! | log | `log`, `reader`, `repair` | segments in order; one writer, many readers |
 //! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |

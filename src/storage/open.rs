@@ -111,8 +111,7 @@ impl Opening {
             };
             self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };
-        let is_before = |n: usize| live.get(n + 1).is_some_and(is_at_start);
-        let count = (0..live.len()).take_while(|n| is_before(*n)).count();
+        let count = live.iter().rposition(is_at_start).unwrap_or(0);
         let superfluous: Vec<_> = files.void.into_iter().chain(live.drain(..count)).collect();
         self.keep_promise_of(&files.unreadable, &live)?;
         let is_sure = files.unreadable.is_empty();

@@ -77,6 +77,7 @@ impl<'a> Window<'a> {
     /// the first sector that cannot be.
     fn fill(&mut self, position: u64, len: usize) {
         let wanted = (self.file_bytes - position).min(len.max(WINDOW_BYTES) as u64) as usize;
+        assert!(wanted >= len, "{len} bytes at {position} lie inside the file");
         self.start = position;
         self.buffer.clear();
         if self.read_on(wanted).is_ok() {

@@ -1,7 +1,9 @@
 //! A disk that is full, fails or lies in the midst of work, and the order in which files are made.
 
+use std::path::Path;
+
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{Config, Error, Tip};
+use quipu::storage::{Change, Config, Error, FactKind, Tip};
 
 use crate::support::*;
 
@@ -200,4 +202,60 @@ fn a_recycled_file_is_not_used_before_its_old_name_is_gone_for_good() {
     let dir = open_dir_with(&fs, config).unwrap();
     let (log, _) = dir.open_log(LOG).unwrap();
     assert_eq!(essence(&read_all(&log)), essence(&entries));
+}
+
+#[test]
+fn a_full_disk_opens_by_means_of_the_reserve() {
+    let fs = SimFs::new();
+    let config = Config { reserve_bytes: 512 * 1024, ..Config::tiny() };
+    drop(open_dir_with(&fs, config.clone()).unwrap());
+    assert!(fs.paths().contains(&Path::new(ROOT).join("reserve")));
+    fs.process_crash();
+    fs.set_capacity(Some(fs.used_bytes()));
+    drop(open_dir_with(&fs, config).unwrap());
+    assert!(!fs.paths().contains(&Path::new(ROOT).join("reserve")), "it was given up");
+}
+
+#[test]
+fn a_meta_journal_that_finds_no_room_to_be_rewritten_goes_on_as_it_is() {
+    let fs = SimFs::new();
+    let config = Config { journal_rewrite_bytes: 2 * 1024, ..Config::tiny() };
+    let dir = open_dir_with(&fs, config).unwrap();
+    let journals = || fs.paths().into_iter().filter(|path| path.starts_with("/data/meta"));
+    let record = |value: u64| {
+        let value = Some(value.to_le_bytes().to_vec().into());
+        dir.journal().record(&[Change { log: LOG, kind: FactKind::HardState, value }]).unwrap();
+        dir.journal().sync()
+    };
+    record(0).unwrap();
+    let before: Vec<_> = journals().collect();
+    fs.set_capacity(Some(fs.used_bytes()));
+    for value in 1..200 {
+        record(value).unwrap();
+    }
+    assert!(journals().eq(before), "no half-written generation is left");
+    drop(dir);
+    fs.set_capacity(None);
+    fs.power_cut(|_| false);
+    let dir = open_dir(&fs).unwrap();
+    let value = dir.journal().get(LOG, FactKind::HardState).unwrap();
+    assert_eq!(value[..], 199u64.to_le_bytes());
+}
+
+#[test]
+fn reads_that_return_less_than_was_asked_for_change_nothing() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..40 {
+        append(&mut log, 1, 300).unwrap();
+    }
+    log.sync().unwrap();
+    let entries = read_all(&log);
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    fs.limit_reads(Some(13));
+    let (_dir, log, report) = reopen(&fs);
+    assert_eq!((report.faulty.len(), report.last_index), (0, 40));
+    assert_eq!(essence(&read_all(&log)), essence(&entries));
+    assert_eq!(log.reader().scrub_segment(0, &mut |_| {}).unwrap(), []);
 }

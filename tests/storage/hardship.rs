@@ -244,8 +244,8 @@ fn an_index_written_too_early_does_not_outlive_a_torn_tail() {
     let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
     append(&mut log, 1, 300).unwrap();
     // A sync is under way; meanwhile the writer goes on and seals the segment.
-    let (reached, at_sync) = std::sync::mpsc::channel();
-    let (go_on, waiting) = std::sync::mpsc::channel::<()>();
+    let (reached, at_sync) = std::sync::mpsc::sync_channel(1);
+    let (go_on, waiting) = std::sync::mpsc::sync_channel::<()>(1);
     *fs.hook.lock().unwrap() = Some(Box::new(move || {
         reached.send(()).unwrap();
         waiting.recv().unwrap();

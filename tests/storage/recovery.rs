@@ -301,3 +301,70 @@ fn an_entry_with_good_checksums_but_of_another_history_breaks_the_chain() {
     let what = &report.faulty[0].damage.what;
     assert!(what.contains("chain of entry 3"), "{what}");
 }
+
+#[test]
+fn a_truncation_after_a_crash_cuts_back_a_watermark_from_before_it() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..10 {
+        append(&mut log, 1, 100).unwrap();
+    }
+    log.sync().unwrap();
+    // The watermark's generation is that of a segment that never gets its name.
+    log.roll(&mut checkpoint).unwrap();
+    log.record_watermark().unwrap();
+    dir.journal().sync().unwrap();
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let (dir, mut log, _) = reopen(&fs);
+    log.truncate_suffix(4, 0, None).unwrap();
+    append(&mut log, 1, 100).unwrap();
+    log.sync().unwrap();
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let (_dir, log, report) = reopen(&fs);
+    assert_eq!((report.case, report.last_index), (Case::Whole, 4), "{:?}", report.faulty);
+    assert_eq!(log.lost_tail(), None);
+}
+
+#[test]
+fn a_log_that_starts_beyond_what_is_on_disk_has_no_watermark_to_tell() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..10 {
+        append(&mut log, 1, 100).unwrap();
+    }
+    log.roll(&mut checkpoint).unwrap();
+    log.advance_log_start(10).unwrap();
+    let before = dir.journal().sync().unwrap();
+    assert_eq!(log.record_watermark().unwrap(), before);
+    assert!(!dir.journal().is_dirty(), "nothing was recorded");
+}
+
+#[test]
+fn damage_before_the_log_start_goes_with_the_file_it_is_in() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..60 {
+        append(&mut log, 1, 500).unwrap();
+    }
+    log.sync().unwrap();
+    log.advance_log_start(50).unwrap();
+    let first = log.reader().first_index();
+    dir.journal().sync().unwrap();
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let paths = segment_paths(&fs);
+    assert!(paths.len() > 4, "{paths:?}");
+    fs.damage(&paths[1], |bytes| bytes.fill(7));
+    let (_dir, log, report) = reopen(&fs);
+    assert_eq!(report.faulty, []);
+    assert_eq!(log.reader().first_index(), first);
+    assert_eq!(segment_paths(&fs)[0], *paths.iter().rfind(|path| starts_by(path, first)).unwrap());
+}
+
+/// The base index in a segment's file name is at most `index`.
+fn starts_by(path: &Path, index: u64) -> bool {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    name.split('-').next().unwrap().parse::<u64>().unwrap() <= index
+}

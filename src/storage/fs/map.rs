@@ -5,9 +5,9 @@
 //! Rust allows that only while nobody looks at the changing bytes, and the log engine guarantees
 //! it: a segment is written at positions at or above its published end, slices are cut below that
 //! end, bytes below it are never written again with other content, and a file is reused for another
-//! segment only when the lease that every mapping holds says that no slice is alive. Files are never shortened,
-//! so a page below the end cannot vanish. Another process that writes or truncates the files breaks
-//! this; the data directory's lock and permissions are there against it.
+//! segment only when the lease that every mapping holds says that no slice is alive. Files are
+//! never shortened, so a page below the end cannot vanish. Another process that writes or truncates
+//! the files breaks this; the data directory's lock and permissions are there against it.
 #![allow(unsafe_code)]
 
 use std::fs;

@@ -291,6 +291,10 @@ impl Log {
             return Ok(self.context.journal.synced_sequence());
         }
         assert!(index <= self.tip.index, "entry {index} is on disk, the log ends before it");
+        if index + 1 < self.reader().first_index() {
+            // The log start has moved beyond what is on disk: none of it is left to be told of.
+            return Ok(self.context.journal.synced_sequence());
+        }
         let term = self.reader().term_at(index, super::Access::MayBlock)?;
         let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())

@@ -94,6 +94,7 @@ impl Log {
         };
         let (due, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.condemned).into_iter().partition(|(_, until)| is_due(until));
+        assert!(!first.is_void(), "the first segment that stays was removed");
         self.condemned = waiting;
         let count = due.len();
         let checked = self.check_new_start(&first, &due);

@@ -137,6 +137,7 @@ impl Segment {
             return Err(Error::io("open", path, std::io::ErrorKind::NotFound.into()));
         }
         let reserve = self.reserve_bytes();
+        assert!(reserve >= self.allocated_bytes(), "{reserve} bytes do not cover the file");
         let map = file.map(reserve, self.lease.clone()).at("map", path)?;
         self.mapped_bytes.store(reserve, Ordering::Release);
         let open = Arc::new(OpenFile { file, map });

@@ -5,9 +5,20 @@
 //! `tests/fuzz/Cargo.toml`.
 
 pub(crate) mod batch_skim;
+mod edits;
+pub(crate) mod entry_decode;
+pub(crate) mod index_parse;
+pub(crate) mod journal_open;
+pub(crate) mod segment_open;
 
 /// A target: the name of its folder in `tests/fuzz/corpus`, and its body.
 type Target = (&'static str, fn(&[u8]));
 
 #[allow(dead_code, reason = "the fuzzers name their targets themselves")]
-pub(crate) const TARGETS: &[Target] = &[("batch_skim", batch_skim::run)];
+pub(crate) const TARGETS: &[Target] = &[
+    ("batch_skim", batch_skim::run),
+    ("entry_decode", entry_decode::run),
+    ("index_parse", index_parse::run),
+    ("journal_open", journal_open::run),
+    ("segment_open", segment_open::run),
+];
