@@ -41,9 +41,9 @@ const READ_STEP: usize = MIB;
 
 fn main() {
     let mut criterion = Criterion::default()
-        .sample_size(15)
+        .sample_size(12)
         .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(2))
+        .measurement_time(Duration::from_millis(1500))
         .without_plots()
         .configure_from_args();
     let mut board = Scoreboard::default();

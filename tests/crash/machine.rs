@@ -175,8 +175,12 @@ impl File for Disk {
         }
     }
 
-    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()> {
-        self.file.drop_cache(position, len)
+    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
+        self.file.drop_cache(bytes)
+    }
+
+    fn read_ahead(&self) -> io::Result<()> {
+        self.file.read_ahead()
     }
 
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {

@@ -169,8 +169,11 @@ impl File for PausingFile {
     fn sync(&self) -> io::Result<()> {
         self.0.sync()
     }
-    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()> {
-        self.0.drop_cache(position, len)
+    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
+        self.0.drop_cache(bytes)
+    }
+    fn read_ahead(&self) -> io::Result<()> {
+        self.0.read_ahead()
     }
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn quipu::storage::fs::Map>> {
         Ok(Box::new(PausingMap(self.0.map(reserve, lease)?, self.1.clone(), Arc::default())))

@@ -36,6 +36,9 @@ pub struct DirEntry {
     pub is_dir: bool,
 }
 
+/// A length that no file exceeds.
+pub const WHOLE_FILE: u64 = u64::MAX;
+
 /// A file system.
 pub trait Fs: Send + Sync + fmt::Debug {
     /// Creates a directory and its missing parents.
@@ -88,9 +91,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable. An error is final: nothing is known about what
     /// was written since the last success, not even if a later call succeeds.
     fn sync(&self) -> io::Result<()>;
-    /// Asks the system to forget the clean pages of `len` bytes from `position` on, or of all from
-    /// there if `len` is 0, so that later reads judge the disk.
-    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()>;
+    /// Asks the system to forget the clean pages of the file's first `bytes`, and maybe more, so
+    /// that later reads judge the disk; [`WHOLE_FILE`] for all of it.
+    fn drop_cache(&self, bytes: u64) -> io::Result<()>;
+    /// Asks the system to bring the whole file into memory, without waiting for it.
+    fn read_ahead(&self) -> io::Result<()>;
     /// Maps the first `reserve` bytes for reading; they may lie beyond the end of the file as long
     /// as they are not touched. The mapping holds `lease` until its last slice is gone, so that
     /// the owner of the file knows when nobody looks at it any more.

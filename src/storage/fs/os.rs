@@ -23,6 +23,8 @@ const PARTS_MAX: usize = 1024;
 /// How often, and how far apart, a lock that somebody holds is tried.
 const LOCK_TRIES: usize = 5;
 const LOCK_TRY_EVERY: Duration = Duration::from_millis(5);
+/// The kernel's page cache has pages of up to this length.
+const PAGE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 const ZEROS: &[u8] = &[0; 64 * 1024];
 
 /// The operating system's files.
@@ -217,9 +219,14 @@ impl File for OsFile {
         self.0.sync_data()
     }
 
-    fn drop_cache(&self, position: u64, len: u64) -> io::Result<()> {
-        let len = NonZeroU64::new(len);
-        Ok(rustix::fs::fadvise(&self.0, position, len, Advice::DontNeed)?)
+    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
+        // The kernel keeps a page that reaches beyond the range, so the range ends with a page.
+        let len = bytes.checked_next_multiple_of(PAGE_BYTES_MAX).and_then(NonZeroU64::new);
+        Ok(rustix::fs::fadvise(&self.0, 0, len, Advice::DontNeed)?)
+    }
+
+    fn read_ahead(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::WillNeed)?)
     }
 
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::super::entry::{PAYLOAD_BYTES_MAX, frame_bytes};
 use super::super::error::{Error, IoContext as _, Result};
-use super::super::fs::{File, Fs, OpenMode};
+use super::super::fs::{File, Fs, OpenMode, WHOLE_FILE};
 use super::{Access, Name, OpenFile, Segment};
 
 impl Segment {
@@ -117,9 +117,14 @@ impl Segment {
 
     /// Opens the file anew, with its clean pages forgotten: to judge the disk and not the cache.
     pub(in super::super) fn open_fresh(&self) -> Result<Arc<dyn File>> {
+        self.open_forgetting(WHOLE_FILE)
+    }
+
+    /// The same, with no more than the pages of the first `bytes` forgotten.
+    pub(super) fn open_forgetting(&self, bytes: u64) -> Result<Arc<dyn File>> {
         let path = self.path();
         let file = self.context.fs.open(&path, OpenMode::Write).at("open", &path)?;
-        file.drop_cache(0, 0).at("drop the cache of", &path)?;
+        file.drop_cache(bytes).at("drop the cache of", &path)?;
         Ok(file)
     }
 

@@ -29,11 +29,8 @@ impl Segment {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(in super::super) fn check_checkpoint(&self) -> Result<()> {
-        let path = self.path();
-        let file = self.context.fs.open(&path, OpenMode::Read).at("open", &path)?;
-        // Only these pages: the segment's entries may be read all the time.
-        let len = u64::from(self.header.checkpoint_len).max(1);
-        file.drop_cache(CHECKPOINT_POSITION, len).at("drop the cache of", &path)?;
+        // Readers still use the entries, so the rest of the file stays in memory.
+        let file = self.open_forgetting(self.header.entries_position())?;
         self.read_checkpoint(&*file).map(drop)
     }
 

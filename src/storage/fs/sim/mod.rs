@@ -380,7 +380,7 @@ impl File for SimFile {
         })
     }
 
-    fn drop_cache(&self, _position: u64, _len: u64) -> io::Result<()> {
+    fn drop_cache(&self, _bytes: u64) -> io::Result<()> {
         // Dirty pages stay, clean ones are read again: after a failed sync that is the old content.
         self.with(|disk, id| {
             let file = &mut disk.files[id];
@@ -394,6 +394,10 @@ impl File for SimFile {
             file.seen = fresh;
             Ok(())
         })
+    }
+
+    fn read_ahead(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn map(&self, _reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
