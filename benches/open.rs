@@ -1,4 +1,4 @@
-//! Opening a data directory: one large log, and very many empty ones. Beside it lookups in the
+//! Opening a data directory: one large log, and very many empty ones. Beside it look-ups in the
 //! large log, which is there anyway.
 //!
 //! `cargo bench --bench open` prints a table and, as its last line, the same figures as JSON. Each
@@ -174,34 +174,41 @@ fn open_each(dir: &Path) -> (DataDir, Vec<Log>, f64, f64) {
     (data, logs, elapsed, memory)
 }
 
-/// Fills one log to its full size and closes it.
+/// Fills one log to its full size, its last segment nearly to the end, and closes it.
 fn fill_large(dir: &Path) -> Vec<Figure> {
-    let bytes_max = large_gb() * 1_000_000_000;
+    let segment_bytes = Config::default().segment_bytes;
+    let count = (large_gb() * 1_000_000_000 / segment_bytes) as usize;
     // Without spares each byte is written twice at most.
     let config = Config { spares_max: 0, ..Config::default() };
     let data = DataDir::open(Arc::new(OsFs::new()), &dir.join("large"), config);
     let data = data.expect("the data directory opens");
     let mut log = data.create_log(LARGE, Tip::EMPTY, b"").expect("a log can be made");
-    let payload = Bytes::from(vec![7; BATCH_BYTES]);
-    let crc = crc32fast::hash(&payload);
     let started = Instant::now();
-    let mut segments = 1;
-    for first in (1..).step_by(FILL_ENTRIES as usize) {
-        let entry = |index| large_entry(index, payload.clone(), crc);
-        let mut entries: Vec<Entry> = (first..first + FILL_ENTRIES).map(entry).collect();
-        log.append(&mut entries, &mut |_| Bytes::new()).expect("the log takes the entries");
-        let now = log.reader().segments().len();
-        if now != segments {
-            segments = now;
+    let mut is_full = false;
+    while !is_full {
+        let before = log.reader().segments().len();
+        append_large(&mut log);
+        let segments = log.reader().segments();
+        if segments.len() > before {
             log.sync().expect("the log syncs");
-            if now as u64 * Config::default().segment_bytes > bytes_max {
-                break;
-            }
         }
+        let last = segments.last().expect("a log has a segment");
+        is_full = segments.len() >= count && last.end() > segment_bytes / 10 * 9;
     }
+    log.sync().expect("the log syncs");
     let elapsed = started.elapsed().as_secs_f64();
     close(data, log);
-    vec![figure(&format!("{} GB, written and synced", large_gb()), elapsed, "s", None)]
+    vec![figure(&large("written and synced"), elapsed, "s", None)]
+}
+
+/// Appends some batches at once.
+fn append_large(log: &mut Log) {
+    let payload = Bytes::from_static(&[7; BATCH_BYTES]);
+    let crc = crc32fast::hash(&payload);
+    let first = log.tip().index + 1;
+    let entry = |index| large_entry(index, payload.clone(), crc);
+    let mut entries: Vec<Entry> = (first..first + FILL_ENTRIES).map(entry).collect();
+    log.append(&mut entries, &mut |_| Bytes::new()).expect("the log takes the entries");
 }
 
 fn large_entry(index: u64, payload: Bytes, crc: u32) -> Entry {
@@ -225,9 +232,9 @@ fn open_large(dir: &Path) -> Vec<Figure> {
     vec![figure(&large("opened after a clean end"), elapsed, "s", Some(0.3))]
 }
 
-/// Looks entries up by index, offset and time, and crashes.
+/// Looks entries up by index, offset and time, and crashes with entries that were not synced.
 fn look_up(dir: &Path) -> Vec<Figure> {
-    let (_data, log, _) = open_timed(dir);
+    let (_data, mut log, _) = open_timed(dir);
     let reader = log.reader();
     warm_up(&reader);
     let last = reader.last_index();
@@ -248,6 +255,7 @@ fn look_up(dir: &Path) -> Vec<Figure> {
         figure(&large(&format!("hot look-up by {by}, median")), micros, "us", Some(2.0))
     });
     let figures = figures.collect();
+    append_large(&mut log);
     std::mem::forget(log);
     figures
 }

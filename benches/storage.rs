@@ -11,7 +11,8 @@ use std::hint::black_box;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -94,6 +95,7 @@ impl Bench<'_> {
         let dir = self.new_dir(&parameters);
         let payloads = payloads(size);
         let mut floor = Floor::new(&dir, &payloads);
+        let mut handing = Handing::start(Floor::new(&dir.join("handing"), &payloads));
         let mut inline = Quipu::new(&dir.join("inline"), &payloads);
         let mut threads = Quipu::new(&dir.join("threads"), &payloads);
         let rounds = Rounds::start(&threads);
@@ -103,6 +105,7 @@ impl Bench<'_> {
                 floor.sync();
             })
         };
+        let handing_lap = &mut || time(|| handing.append_and_sync(in_flight));
         let inline_lap = &mut || {
             let elapsed = time(|| {
                 inline.append(in_flight);
@@ -123,6 +126,7 @@ impl Bench<'_> {
         let contest = Contest { group: "append", parameters, operations: 1, bytes, target };
         let sides: &mut [(&str, Lap<'_>)] = &mut [
             ("floor", floor_lap),
+            ("floor-2-threads", handing_lap),
             ("quipu-inline", inline_lap),
             ("quipu-syncer", threads_lap),
         ];
@@ -207,6 +211,7 @@ struct Floor {
 impl Floor {
     fn new(dir: &Path, payloads: &[Bytes]) -> Self {
         let bytes = Config::default().segment_bytes;
+        fs::create_dir_all(dir).expect("a directory for floor files can be made");
         let prepare = |n| {
             let file = File::create_new(dir.join(format!("floor-{n}")));
             let file = file.expect("a floor file can be made");
@@ -247,6 +252,37 @@ impl Floor {
     }
 }
 
+/// The floor whose syncs run on another thread: what the hand-off costs with nothing else in it.
+struct Handing {
+    floor: Floor,
+    wanted: SyncSender<usize>,
+    done: Receiver<()>,
+}
+
+impl Handing {
+    fn start(floor: Floor) -> Self {
+        let (wanted, orders) = sync_channel(1);
+        let (sender, done) = sync_channel(1);
+        let clone = |file: &File| file.try_clone().expect("a floor file has a second handle");
+        let files: Vec<File> = floor.files.iter().map(clone).collect();
+        let work = move || {
+            for current in orders {
+                let file: &File = &files[current];
+                file.sync_data().expect("the floor syncs");
+                sender.send(()).expect("the bench waits for each sync");
+            }
+        };
+        thread::spawn(work);
+        Self { floor, wanted, done }
+    }
+
+    fn append_and_sync(&mut self, count: usize) {
+        self.floor.append(count);
+        self.wanted.send(self.floor.current).expect("the thread takes orders");
+        self.done.recv().expect("the thread syncs");
+    }
+}
+
 /// A log in a data directory of its own, with retention by size.
 struct Quipu {
     log: Log,
@@ -267,6 +303,9 @@ impl Quipu {
             quipu.append(quipu.entries_per_segment());
             quipu.recycle();
         }
+        let segments = quipu.log.reader().segments();
+        let is_recycled = segments.iter().all(|segment| segment.header().is_recycled);
+        assert!(is_recycled, "the steady state is one of recycled segments");
         quipu
     }
 

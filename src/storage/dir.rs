@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::config::Config;
 use super::context::{Context, Failure, OpenSegments, RESERVE};
 use super::error::{Error, IoContext as _, Result};
-use super::fs::{Fs, OpenMode};
+use super::fs::{Fs, OpenMode, read_exact_at};
 use super::header::Tip;
 use super::journal::{Change, FactKind, Journal};
 use super::log::Log;
@@ -260,7 +260,8 @@ pub(super) fn check_marker(fs: &dyn Fs, root: &Path) -> Result<bool> {
         Err(error) => return Err(Error::io("open", &marker, error)),
     };
     let mut bytes = [0; 64];
-    let len = file.read_at(&mut bytes, 0).at("read", &marker)?;
+    let len = file.length().at("measure", &marker)?.min(bytes.len() as u64) as usize;
+    read_exact_at(&*file, &mut bytes[..len], 0).at("read", &marker)?;
     let text = std::str::from_utf8(&bytes[..len]).unwrap_or_default();
     let format = text.strip_prefix(MARKER_TEXT).and_then(|rest| rest.trim_end().parse().ok());
     match format {

@@ -294,10 +294,11 @@ pub(super) fn crc_from(seed: u32, bytes: &[u8]) -> u32 {
 }
 
 fn chain(previous: u32, header: &[u8; HEADER_BYTES]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(previous);
-    hasher.update(&header[8..56]);
-    hasher.update(&header[64..]);
-    hasher.finalize()
+    // Both parts in one pass: a CRC of few bytes is mostly its start and its end.
+    let mut covered = [0; 64];
+    covered[..48].copy_from_slice(&header[8..56]);
+    covered[48..].copy_from_slice(&header[64..]);
+    crc_from(previous, &covered)
 }
 
 /// Reads a little-endian `u32` at a fixed place of a header.

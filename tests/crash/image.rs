@@ -65,9 +65,13 @@ impl Image {
     /// Mounts the image; the kernel replays its journal.
     pub(crate) fn mount(&mut self, options: &str) -> Result<()> {
         let options = format!("loop,{options}");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "ext4", "-o", &options]).arg(self.file()).arg(self.mount_point());
-        run(&mut mount)?;
+        let (file, mount_point) = (self.file(), self.mount_point());
+        // Another process may take the free loop device between its choice and its use.
+        patiently(|| {
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "ext4", "-o", &options]).arg(&file).arg(&mount_point);
+            run(&mut mount)
+        })?;
         self.is_mounted = true;
         Ok(())
     }
@@ -75,14 +79,8 @@ impl Image {
     /// Unmounts it, which frees the loop device too. A process that is about to end may keep it
     /// busy for a moment.
     pub(crate) fn unmount(&mut self) -> Result<()> {
-        let mut tries = 0;
-        while let Err(error) = run(Command::new("umount").arg(self.mount_point())) {
-            tries += 1;
-            if tries == BUSY_TRIES {
-                return Err(error);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        let mount_point = self.mount_point();
+        patiently(|| run(Command::new("umount").arg(&mount_point)))?;
         self.is_mounted = false;
         Ok(())
     }
@@ -101,6 +99,17 @@ impl Drop for Image {
             let _ = run(Command::new("umount").arg("-l").arg(self.mount_point()));
         }
     }
+}
+
+/// Tries again for a moment what others may be in the way of.
+fn patiently(attempt: impl Fn() -> Result<()>) -> Result<()> {
+    for _ in 1..BUSY_TRIES {
+        if attempt().is_ok() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    attempt()
 }
 
 fn run(command: &mut Command) -> Result<()> {

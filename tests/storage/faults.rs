@@ -241,3 +241,21 @@ fn a_meta_journal_that_finds_no_room_to_be_rewritten_goes_on_as_it_is() {
     let value = dir.journal().get(LOG, FactKind::HardState).unwrap();
     assert_eq!(value[..], 199u64.to_le_bytes());
 }
+
+#[test]
+fn reads_that_return_less_than_was_asked_for_change_nothing() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..40 {
+        append(&mut log, 1, 300).unwrap();
+    }
+    log.sync().unwrap();
+    let entries = read_all(&log);
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    fs.limit_reads(Some(13));
+    let (_dir, log, report) = reopen(&fs);
+    assert_eq!((report.faulty.len(), report.last_index), (0, 40));
+    assert_eq!(essence(&read_all(&log)), essence(&entries));
+    assert_eq!(log.reader().scrub_segment(0, &mut |_| {}).unwrap(), []);
+}

@@ -78,7 +78,8 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Writes the concatenation of `parts` at `position`: all of it, or an error after which any
     /// part of it may have been written.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
-    /// Reads up to `buf.len()` bytes at `position`; fewer only at the end of the file.
+    /// Reads up to `buf.len()` bytes at `position`: none only at the end of the file, but fewer at
+    /// any time. [`read_exact_at`] reads on.
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize>;
     /// Writes zeros from `from` to `to`, so that later writes there neither allocate nor grow.
     fn write_zeros(&self, from: u64, to: u64) -> io::Result<()>;

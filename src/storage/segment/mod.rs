@@ -254,7 +254,11 @@ impl Segment {
         self.allocate(&*open.file, start + bytes)?;
         let mut position = start;
         for chunk in entries.chunks(WRITE_ENTRIES_MAX) {
-            let written = self.write_chunk(&*open.file, chunk, position);
+            // Measured: room for one frame only saves 50 of the 210 ns before the system call.
+            let written = match chunk {
+                [_] => self.write_chunk::<1>(&*open.file, chunk, position),
+                _ => self.write_chunk::<WRITE_ENTRIES_MAX>(&*open.file, chunk, position),
+            };
             // DURABILITY: final even on a full disk: frames that were written may come back after a
             // restart. Files are allocated before, so only copying file systems get here so.
             position += written.map_err(|error| self.context.fail("write", &self.path(), error))?;
@@ -267,28 +271,26 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes up to [`WRITE_ENTRIES_MAX`] frames in one call, payloads from where they are.
-    fn write_chunk(
+    /// Writes up to `N` frames in one call, payloads from where they are.
+    fn write_chunk<const N: usize>(
         &self,
         file: &dyn File,
         entries: &[Entry],
         position: u64,
     ) -> std::io::Result<u64> {
-        let mut headers = [[0; HEADER_BYTES]; WRITE_ENTRIES_MAX];
+        let mut headers = [[0; HEADER_BYTES]; N];
         for (bytes, entry) in headers.iter_mut().zip(entries) {
             *bytes = entry.header.encode(self.seed);
         }
-        let mut parts = [IoSlice::new(&[]); 3 * WRITE_ENTRIES_MAX];
+        let mut parts = [[IoSlice::new(&[]); 3]; N];
         let mut written = 0;
-        for (n, entry) in entries.iter().enumerate() {
+        for ((parts, header), entry) in parts.iter_mut().zip(&headers).zip(entries) {
             let frame = entry.header.frame_bytes();
             let padding = frame as usize - HEADER_BYTES - entry.payload.len();
-            parts[3 * n] = IoSlice::new(&headers[n]);
-            parts[3 * n + 1] = IoSlice::new(&entry.payload);
-            parts[3 * n + 2] = IoSlice::new(&PADDING[..padding]);
+            *parts = [header, &*entry.payload, &PADDING[..padding]].map(IoSlice::new);
             written += frame;
         }
-        file.write_at(&parts[..3 * entries.len()], position)?;
+        file.write_at(parts[..entries.len()].as_flattened(), position)?;
         Ok(written)
     }
 

@@ -45,6 +45,8 @@ pub(super) struct NameChange {
 pub(super) struct Faults {
     pub(super) sync: Option<u64>,
     pub(super) write: Option<(u64, usize)>,
+    /// Reads return at most this many bytes.
+    pub(super) read_bytes_max: Option<usize>,
 }
 
 impl Disk {

@@ -66,6 +66,11 @@ impl SimFs {
         self.lock_disk().faults.write = Some((skip, kept));
     }
 
+    /// Makes every read return at most `bytes` bytes, as reads may.
+    pub fn limit_reads(&self, bytes: Option<usize>) {
+        self.lock_disk().faults.read_bytes_max = bytes;
+    }
+
     /// Makes reads of one sector of a file fail, as a bad sector does.
     ///
     /// # Panics
@@ -348,6 +353,7 @@ impl File for SimFile {
             let file = &disk.files[id];
             let start = (position as usize).min(file.seen.len());
             let len = buf.len().min(file.seen.len() - start);
+            let len = len.min(disk.faults.read_bytes_max.unwrap_or(len));
             file.check_readable(start, len)?;
             buf[..len].copy_from_slice(&file.seen[start..start + len]);
             Ok(len)
