@@ -194,7 +194,20 @@ impl EntryHeader {
         if header.payload_len > PAYLOAD_BYTES_MAX {
             return Err(HeaderError::Length { found: header.payload_len });
         }
-        Ok(header)
+        header.check_numbers().map(|()| header)
+    }
+
+    /// Refuses numbers that nobody writes and that nobody could count on from.
+    fn check_numbers(&self) -> Result<(), HeaderError> {
+        let refuse = |field| Err(HeaderError::Field(field));
+        if self.index == 0 || self.index == u64::MAX {
+            return refuse("index");
+        }
+        if self.synced_index >= self.index {
+            return refuse("synced index");
+        }
+        let end_offset = self.base_offset.checked_add(u64::from(self.record_count));
+        end_offset.map_or_else(|| refuse("base offset"), |_| Ok(()))
     }
 }
 
@@ -221,6 +234,9 @@ pub enum HeaderError {
         /// The length found.
         found: u32,
     },
+    /// The CRC matches but a number is out of its range.
+    #[error("entry header field {0} is out of range")]
+    Field(&'static str),
 }
 
 /// One entry: header and payload, the payload shared and never copied.
@@ -356,6 +372,22 @@ mod tests {
             let decoded = EntryHeader::decode(&flipped, 1);
             assert!(matches!(decoded, Err(HeaderError::Checksum { .. })), "bit {bit}: {decoded:?}");
         }
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_count_on_from_are_refused() {
+        let of = |at: usize, number: u64| {
+            let mut bytes = sample().encode(1);
+            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            let crc = crc_from(1, &bytes[4..]);
+            bytes[..4].copy_from_slice(&crc.to_le_bytes());
+            EntryHeader::decode(&bytes, 1).map(|header| header.index)
+        };
+        assert_eq!(of(8, 0), Err(HeaderError::Field("index")));
+        assert_eq!(of(8, u64::MAX), Err(HeaderError::Field("index")));
+        assert_eq!(of(56, 7), Err(HeaderError::Field("synced index")));
+        assert_eq!(of(24, u64::MAX - 1), Err(HeaderError::Field("base offset")));
+        assert_eq!(of(24, u64::MAX - 2), Ok(7));
     }
 
     #[test]
