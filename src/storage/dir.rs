@@ -182,7 +182,7 @@ impl DataDir {
         self.context.fs.sync_dir(&parent).at("sync", &parent)
     }
 
-    /// Sets a log aside that nobody knows (RELIABILITY D12). It is never opened again by itself.
+    /// Sets a log aside that nobody knows. It is never opened again by itself.
     /// Its votes and its replica set stay in the journal; where it starts and ends is forgotten.
     ///
     /// # Errors

@@ -153,7 +153,7 @@ fn is_as_closed(active: &Arc<Segment>, closed: &Closed) -> bool {
 ///
 /// DURABILITY: after a crash of the process alone, entries may be in the page cache only, even
 /// marked clean by a sync that failed. Writing them again makes them dirty, so that the sync that
-/// follows means what it says (RELIABILITY R7).
+/// follows means what it says.
 fn rewrite(file: &dyn File, scan: &Scan, watermark: u64, last: &Run) -> std::io::Result<()> {
     if last.tip.index <= watermark {
         return Ok(());

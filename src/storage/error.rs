@@ -37,7 +37,7 @@ pub enum Error {
         /// Bytes that would have to be free.
         wanted: u64,
     },
-    /// A write or sync failed earlier, so what is on disk is unknown (RELIABILITY D3): this data
+    /// A write or sync failed earlier, so what is on disk is unknown: this data
     /// directory takes no more writes until the process is restarted and has recovered.
     #[error("the data directory failed and takes no more writes until restart: {reason}")]
     Failed {
@@ -142,7 +142,7 @@ pub enum Error {
         supported: u32,
     },
     /// The meta journal lost promises that were durable (both copies are damaged). This node must
-    /// not take part as the voter it was (RELIABILITY D13).
+    /// not take part as the voter it was.
     #[error(
         "the meta journal in {} lost record {sequence}: both copies are damaged, so this \
          node's votes are unknown; remove it from the cluster and let it join anew",

@@ -154,7 +154,7 @@ impl Opening {
         self.context.journal.sync().map(drop)
     }
 
-    /// Moves a file out of the way; nothing unknown is ever deleted (RELIABILITY D12).
+    /// Moves a file out of the way; nothing unknown is ever deleted.
     fn quarantine(&self, path: &Path) -> Result<()> {
         let fs = &*self.context.fs;
         let dir = self.context.root.join("quarantine").join(self.id.to_string());

@@ -12,7 +12,7 @@
 //! * Waiting requests are bounded by the number of logs and tokens in flight: the same log takes
 //!   one
 //!   place however often it is asked for.
-//! * After a failed sync no round succeeds again (RELIABILITY D3).
+//! * After a failed sync no round succeeds again.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -95,7 +95,7 @@ impl<'a> Walk<'a> {
         Ok(Some((header, position)))
     }
 
-    /// The payload of an entry, verified (RELIABILITY D14).
+    /// The payload of an entry, verified.
     pub(super) fn payload(&mut self, header: &EntryHeader, position: u64) -> Result<Bytes> {
         let start = position + HEADER_BYTES as u64;
         let len = header.payload_len as usize;

@@ -100,7 +100,7 @@ fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
 /// Writes `facts` as a new generation, makes it durable under its name, and reads it back.
 ///
 /// DURABILITY: write and sync both copies, rename them, sync the directory, read back without the
-/// cache; only then may an older generation go (RELIABILITY D10, D11). As long as no copy has its
+/// cache; only then may an older generation go. As long as no copy has its
 /// name the older generation is the journal, and a failure changes nothing; `named` tells.
 pub(super) fn write_generation(
     fs: &dyn Fs,

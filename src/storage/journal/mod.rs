@@ -247,7 +247,7 @@ impl Journal {
     /// the journal when most of it is outdated.
     ///
     /// # Errors
-    /// An error is final (RELIABILITY D3): the caller stops using the data directory.
+    /// An error is final: the caller stops using the data directory.
     pub fn sync(&self) -> Result<u64> {
         self.failure.check()?;
         let (files, generation, sequence) = {

@@ -21,7 +21,7 @@ impl Log {
     /// [`Error::IndexOutOfRange`], or what the system said; the log is then as it was.
     ///
     /// # Panics
-    /// If a committed entry would go (RELIABILITY D8).
+    /// If a committed entry would go.
     pub fn truncate_suffix(
         &mut self,
         first_index: u64,

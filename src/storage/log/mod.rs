@@ -280,7 +280,7 @@ impl Log {
     }
 
     /// Records in the journal how far the log is on disk, so that damage to its last entries is
-    /// told apart from a torn tail. For a log that goes idle (RELIABILITY D23).
+    /// told apart from a torn tail. For a log that goes idle.
     ///
     /// # Errors
     /// As [`super::Journal::record`].

@@ -15,7 +15,7 @@ impl Log {
     /// that stays has a checkpoint.
     ///
     /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
-    /// that record is durable (RELIABILITY D10).
+    /// that record is durable.
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
@@ -110,8 +110,7 @@ impl Log {
     }
 
     /// DURABILITY: the state up to the first segment that stays is only in its checkpoint once the
-    /// older segments are gone, so the checkpoint is read back from the disk before (RELIABILITY
-    /// D11).
+    /// older segments are gone, so the checkpoint is read back from the disk before.
     fn check_new_start(&self, first: &Arc<Segment>, due: &[(Arc<Segment>, Until)]) -> Result<()> {
         let is_start = due.iter().any(|(_, until)| matches!(until, Until::Journaled(_)));
         if is_start && first.header().has_checkpoint { first.check_checkpoint() } else { Ok(()) }

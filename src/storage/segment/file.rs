@@ -55,7 +55,7 @@ impl Segment {
 
     /// Gives the file its final name, if it does not have it, after its bytes were synced.
     ///
-    /// DURABILITY: write, sync, rename, sync the directory (RELIABILITY D10). The caller syncs the
+    /// DURABILITY: write, sync, rename, sync the directory. The caller syncs the
     /// directory and then calls [`Self::confirm_name`]; true says that it must.
     pub(in super::super) fn take_name(&self) -> Result<bool> {
         let mut name = self.lock_name();
