@@ -1,5 +1,5 @@
-//! A modelled disk for fuzzing, and damage as a fuzzer describes it: the input is a list of edits of
-//! a file that was good.
+//! A modelled disk for fuzzing, and damage as a fuzzer describes it: the input is a list of edits
+//! of a file that was good.
 
 use std::io::IoSlice;
 
