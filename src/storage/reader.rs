@@ -118,8 +118,27 @@ impl LogReader {
             view.check_index(from_index)?;
             let n = view.segment_of(from_index);
             let last = last_index.min(view.last_index_of(n));
-            view.segments[n].read(from_index, last, bytes_max, access, out)
+            let Some(bad) = self.first_faulty(from_index, last) else {
+                return view.segments[n].read(from_index, last, bytes_max, access, out);
+            };
+            // Such an entry may pass every check of its own and still not be what was appended.
+            if from_index < bad.first_index {
+                view.segments[n].read(from_index, bad.first_index - 1, bytes_max, access, out)?;
+                if out.last().is_some_and(|entry| entry.header.index + 1 < bad.first_index) {
+                    return Ok(());
+                }
+            }
+            Err(Error::Corrupt(bad.damage))
         })
+    }
+
+    /// The first range of faulty entries that a read from `from_index` to `last_index` would meet.
+    fn first_faulty(&self, from_index: u64, last_index: u64) -> Option<FaultyRange> {
+        let faulty = self.shared.faulty.read().expect("no holder of the list panics");
+        let is_met = |range: &&FaultyRange| {
+            from_index.max(range.first_index) <= last_index.min(range.last_index)
+        };
+        faulty.iter().filter(is_met).min_by_key(|range| range.first_index).cloned()
     }
 
     /// The header of one entry.

@@ -296,10 +296,17 @@ fn an_entry_with_good_checksums_but_of_another_history_breaks_the_chain() {
         header.producer_id = 666;
         frame.copy_from_slice(&header.encode(seed));
     });
-    let (_dir, _log, report) = reopen(&fs);
+    let (_dir, log, report) = reopen(&fs);
     assert_eq!((report.case, report.last_index), (Case::CorruptMiddle, 5));
     let what = &report.faulty[0].damage.what;
     assert!(what.contains("chain of entry 3"), "{what}");
+    let reader = log.reader();
+    let mut entries = Vec::new();
+    let read = reader.read(1, u64::MAX, usize::MAX, Access::MayBlock, &mut entries);
+    assert!(matches!(read, Err(Error::Corrupt(_))), "{read:?}");
+    assert_eq!(entries.len(), 2, "the good ones before it");
+    assert!(read_from(&reader, 3).is_err(), "it is not served");
+    assert_eq!(read_from(&reader, 4).unwrap().len(), 2);
 }
 
 #[test]
