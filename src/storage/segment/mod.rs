@@ -3,8 +3,8 @@
 //! Invariants:
 //! * Bytes below [`Segment::end`] are never written again: borrowed slices stay true.
 //! * `end` moves only after the bytes below it were written, and only the log's writer moves it.
-//! * The file has its final name only after its head and first entries were synced
-//!  ; until then it stands among the spares, where recovery does not look.
+//! * The file has its final name only after its head and first entries were synced;
+//!   until then it stands among the spares, where recovery does not look.
 //! * The file never shrinks, so a page below `end` never vanishes from under a mapping.
 
 use std::io::IoSlice;
