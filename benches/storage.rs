@@ -337,7 +337,7 @@ impl Quipu {
         self.log.sync().expect("the log syncs");
         let bytes = Some(SEGMENTS_KEPT * Config::default().segment_bytes);
         let policy = Policy { bytes, ..Policy::default() };
-        self.log.retain(&policy, 0).expect("retention works");
+        self.log.retain(&policy, u64::MAX, 0).expect("retention works");
         self.dir.journal().sync().expect("the journal syncs");
         self.log.reclaim().expect("segments are recycled");
         self.segments = self.log.reader().segments().len();

@@ -41,6 +41,7 @@ pub mod batch;
 pub mod cli;
 pub mod partition;
 pub mod proto;
+pub mod raft;
 pub mod storage;
 pub mod types;
 

@@ -116,6 +116,11 @@ impl InFlight {
         }
     }
 
+    /// Index of the last entry that was followed.
+    pub fn tip_index(&self) -> u64 {
+        self.tip_index
+    }
+
     /// How many record batches are not applied yet.
     pub fn len(&self) -> usize {
         self.pending.len()

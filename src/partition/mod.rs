@@ -34,8 +34,10 @@ mod checkpoint;
 mod control;
 mod error;
 mod in_flight;
+mod pending;
 mod producers;
 mod progress;
+mod replica;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -51,4 +53,5 @@ pub use self::producers::{
     Answer, PRODUCER_IDLE_MS, PRODUCERS_MAX, Producers, RECENT_BATCHES_MAX, Submission, Verdict,
 };
 pub use self::progress::{GROUPS_MAX, Group, Position, Progress};
+pub use self::replica::{Acks, Ask, Batch, Replica, Response};
 pub use self::state::{Applied, Effect, Reply, State, StoredBatch};

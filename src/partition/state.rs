@@ -142,6 +142,11 @@ impl State {
         }
     }
 
+    /// The state of a log that begins after entry `index`, with nothing before it.
+    pub fn starting_after(index: u64) -> Self {
+        Self { applied_index: index, ..Self::new() }
+    }
+
     /// Index of the last entry that the state has seen.
     pub fn applied_index(&self) -> u64 {
         self.applied_index

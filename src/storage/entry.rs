@@ -110,7 +110,7 @@ impl EntryHeader {
     }
 
     /// The tip of a log that ends with this entry.
-    pub(super) fn tip(&self) -> Tip {
+    pub fn tip(&self) -> Tip {
         Tip {
             index: self.index,
             term: self.term,

@@ -79,7 +79,10 @@ impl Tip {
     }
 
     /// Checks that the chain of the entry that comes next is computed from this tip.
-    pub(super) fn check_chain_to(&self, next: &EntryHeader) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Says what was expected.
+    pub fn check_chain_to(&self, next: &EntryHeader) -> Result<(), String> {
         let (expected, found) = (next.chain_after(self.chain), next.chain);
         if expected == found {
             return Ok(());

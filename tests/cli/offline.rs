@@ -193,7 +193,7 @@ fn a_log_that_is_written_meanwhile_never_looks_damaged() {
                 append(&mut log, 5);
                 log.sync().unwrap();
                 let end = log.reader().log_end_offset();
-                log.advance_log_start(end.saturating_sub(200)).unwrap();
+                log.advance_log_start(end.saturating_sub(200), u64::MAX).unwrap();
                 dir.journal().sync().unwrap();
                 log.reclaim().unwrap();
             }
@@ -233,12 +233,12 @@ fn a_log_with_a_history_verifies_truncations_retention_and_resets_included() {
     log.truncate_suffix(70, 10, None).unwrap();
     append(&mut log, 40);
     log.sync().unwrap();
-    log.advance_log_start(60).unwrap();
+    log.advance_log_start(60, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     log.reclaim().unwrap();
     let second = LogId(Uuid::from_u128(0x52));
     let mut other = new_log(&dir, second, 30);
-    other.advance_log_start(20).unwrap();
+    other.advance_log_start(20, u64::MAX).unwrap();
     let tip = Tip { index: 500, term: 4, end_offset: 900, ..log.tip() };
     other.reset(tip, b"a snapshot").unwrap();
     other.sync().unwrap();

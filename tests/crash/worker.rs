@@ -410,7 +410,7 @@ impl Worker {
         let committed = reader.index_of_offset(offset, Access::MayBlock)? - 1;
         let mut state = self.board.state.lock().unwrap();
         state.committed.insert(log, committed);
-        opened.advance_log_start(offset)?;
+        opened.advance_log_start(offset, u64::MAX)?;
         if state.durable.get(&log).is_some_and(|(_, end_offset)| offset <= *end_offset) {
             state.facts.push(Line::Start { log, offset });
         }

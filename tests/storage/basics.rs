@@ -215,7 +215,7 @@ fn retention_moves_the_start_and_frees_files_only_when_that_is_durable() {
     log.sync().unwrap();
     let before = segment_paths(&fs).len();
     let policy = Policy { bytes: Some(3 * 8192), ..Policy::default() };
-    assert!(log.retain(&policy, 0).unwrap() > 0);
+    assert!(log.retain(&policy, u64::MAX, 0).unwrap() > 0);
     assert_eq!(log.reclaim().unwrap(), 0, "the new start is not durable yet");
     assert_eq!(segment_paths(&fs).len(), before);
     dir.journal().sync().unwrap();
@@ -241,14 +241,14 @@ fn the_log_start_may_lie_inside_a_segment() {
         append(&mut log, 10, 20).unwrap();
     }
     log.sync().unwrap();
-    log.advance_log_start(37).unwrap();
+    log.advance_log_start(37, u64::MAX).unwrap();
     assert_eq!(log.reader().log_start_offset(), 37);
     assert!(log.reader().index_of_offset(36, Access::MayBlock).is_err());
     assert_eq!(log.reader().index_of_offset(37, Access::MayBlock).unwrap(), 4);
     assert_eq!(log.reader().offset_for_time(0, Access::MayBlock).unwrap(), Some((37, 4)));
-    log.advance_log_start(12).unwrap();
+    log.advance_log_start(12, u64::MAX).unwrap();
     assert_eq!(log.reader().log_start_offset(), 37, "it never goes back");
-    assert!(log.advance_log_start(101).is_err());
+    assert!(log.advance_log_start(101, u64::MAX).is_err());
     dir.journal().sync().unwrap();
     drop((dir, log));
     fs.power_cut(|_| false);
@@ -267,7 +267,7 @@ fn dropped_segments_become_spares_and_their_old_content_never_shows() {
         append(&mut log, 1, 100).unwrap();
         if n % 20 == 0 {
             log.sync().unwrap();
-            log.retain(&Policy { bytes: Some(4 * 8192), ..Policy::default() }, 0).unwrap();
+            log.retain(&Policy { bytes: Some(4 * 8192), ..Policy::default() }, u64::MAX, 0).unwrap();
             dir.journal().sync().unwrap();
             log.reclaim().unwrap();
         }

@@ -165,7 +165,7 @@ fn a_segment_is_removed_only_after_the_one_that_follows_has_its_name() {
     append(&mut log, 5, 100).unwrap();
     log.sync().unwrap();
     log.roll(&mut checkpoint).unwrap();
-    log.advance_log_start(5).unwrap();
+    log.advance_log_start(5, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     assert_eq!(log.reclaim().unwrap(), 0, "a crash now would leave no segment at all");
     drop((dir, log));
@@ -191,7 +191,7 @@ fn a_recycled_file_is_not_used_before_its_old_name_is_gone_for_good() {
     };
     (0..3).for_each(|_| fill(&mut log));
     let start = log.reader().segments()[1].base_offset();
-    log.advance_log_start(start).unwrap();
+    log.advance_log_start(start, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     assert_eq!(log.reclaim().unwrap(), 1);
     fill(&mut log);

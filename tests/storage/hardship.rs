@@ -38,7 +38,7 @@ fn a_file_is_not_recycled_while_a_slice_of_it_is_alive() {
         }
     }
     assert!(!log.reader().segments()[0].is_open(), "evicted");
-    log.advance_log_start(50).unwrap();
+    log.advance_log_start(50, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     log.reclaim().unwrap();
     for _ in 0..100 {
@@ -61,7 +61,7 @@ fn retention_drops_segments_that_hold_no_records() {
     log.sync().unwrap();
     let before = log.reader().segments().len();
     let policy = Policy { bytes: Some(10_000), ..Policy::default() };
-    let dropped = log.retain(&policy, 0).unwrap();
+    let dropped = log.retain(&policy, u64::MAX, 0).unwrap();
     dir.journal().sync().unwrap();
     let after = log.reader().segments().len();
     assert!(before - after == dropped && dropped > 0, "{dropped} dropped, {before} -> {after}");
@@ -157,7 +157,7 @@ fn a_hiccup_in_reclaim_does_not_stop_it_for_ever() {
     let dir = DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), config).unwrap();
     let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
     fill(&mut log, 100);
-    log.advance_log_start(90).unwrap();
+    log.advance_log_start(90, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     *fs.broken.lock().unwrap() = Some(Path::new(ROOT).join("spare"));
     assert!(log.reclaim().is_err());
@@ -369,7 +369,7 @@ fn a_file_is_not_recycled_under_a_reader_that_is_about_to_slice_it() {
     while !pause.is_reached.load(Ordering::SeqCst) {
         std::thread::yield_now();
     }
-    log.advance_log_start(50).unwrap();
+    log.advance_log_start(50, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     log.reclaim().unwrap();
     pause.is_over.store(true, Ordering::SeqCst);

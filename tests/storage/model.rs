@@ -170,13 +170,13 @@ impl Model {
     fn retain(&mut self) {
         let policy =
             Policy { bytes: Some(4 * config(self.seed).segment_bytes), ..Policy::default() };
-        self.seen.dropped += self.log().retain(&policy, 0).unwrap() as u32;
+        self.seen.dropped += self.log().retain(&policy, u64::MAX, 0).unwrap() as u32;
         let start = self.log().reader().log_start_offset();
         self.starts.push(start);
         let end = self.log().tip().end_offset;
         if end > start && self.random.chance(20) {
             let offset = start + self.random.below(end - start + 1);
-            self.log().advance_log_start(offset).unwrap();
+            self.log().advance_log_start(offset, u64::MAX).unwrap();
         }
         let start = self.log().reader().log_start_offset();
         self.starts.push(start);

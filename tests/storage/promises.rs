@@ -90,7 +90,7 @@ fn facts_of_a_quarantined_log_do_not_delete_segments_of_its_successor() {
     let fs = SimFs::new();
     let (dir, mut log) = new_log(&fs);
     fill(&mut log, 100);
-    log.advance_log_start(90).unwrap();
+    log.advance_log_start(90, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     drop(log);
     dir.quarantine_log(LOG).unwrap();
@@ -125,7 +125,7 @@ fn a_deletion_is_durable_before_the_id_can_be_used_again() {
     let fs = SimFs::new();
     let (dir, mut log) = new_log(&fs);
     fill(&mut log, 100);
-    log.advance_log_start(90).unwrap();
+    log.advance_log_start(90, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     drop(log);
     dir.delete_log(LOG).unwrap();
@@ -344,7 +344,7 @@ fn a_reset_log_has_no_hole_where_the_old_one_was() {
     let fs = SimFs::new();
     let (dir, mut log) = new_log(&fs);
     fill(&mut log, 100);
-    log.advance_log_start(50).unwrap();
+    log.advance_log_start(50, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     let tip = Tip { index: 1000, term: 3, end_offset: 5000, append_time_ms: 1 << 40, chain: 9 };
     log.reset(tip, b"snapshot").unwrap();

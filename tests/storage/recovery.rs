@@ -342,7 +342,7 @@ fn a_log_that_starts_beyond_what_is_on_disk_has_no_watermark_to_tell() {
         append(&mut log, 1, 100).unwrap();
     }
     log.roll(&mut checkpoint).unwrap();
-    log.advance_log_start(10).unwrap();
+    log.advance_log_start(10, u64::MAX).unwrap();
     let before = dir.journal().sync().unwrap();
     assert_eq!(log.record_watermark().unwrap(), before);
     assert!(!dir.journal().is_dirty(), "nothing was recorded");
@@ -356,7 +356,7 @@ fn damage_before_the_log_start_goes_with_the_file_it_is_in() {
         append(&mut log, 1, 500).unwrap();
     }
     log.sync().unwrap();
-    log.advance_log_start(50).unwrap();
+    log.advance_log_start(50, u64::MAX).unwrap();
     let first = log.reader().first_index();
     dir.journal().sync().unwrap();
     drop((dir, log));

@@ -102,7 +102,7 @@ fn readers_on_other_threads_see_whole_entries_only() {
             append(&mut log, 1, 100 + (n % 700) as usize).unwrap();
             if n.is_multiple_of(500) {
                 log.sync().unwrap();
-                log.advance_log_start(n.saturating_sub(2000)).unwrap();
+                log.advance_log_start(n.saturating_sub(2000), u64::MAX).unwrap();
                 dir.journal().sync().unwrap();
                 log.reclaim().unwrap();
             }
@@ -123,7 +123,7 @@ fn slices_outlive_the_log_the_file_and_the_directory() {
     log.sync().unwrap();
     let mut out = Vec::new();
     log.reader().read(1, 10, 1 << 20, Access::MayBlock, &mut out).unwrap();
-    log.advance_log_start(90).unwrap();
+    log.advance_log_start(90, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     assert!(log.reclaim().unwrap() > 0);
     for _ in 0..200 {
@@ -206,7 +206,7 @@ fn a_file_is_not_used_again_while_a_slice_of_it_is_alive() {
         }
     }
     assert!(!first.is_open(), "others were opened in its place");
-    log.advance_log_start(60).unwrap();
+    log.advance_log_start(60, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     assert!(log.reclaim().unwrap() > 2);
     let mut recycled = 0;

@@ -12,23 +12,25 @@ use super::{Log, Until};
 
 impl Log {
     /// Moves the log start to `offset` and drops the segments that end before it. The first one
-    /// that stays has a checkpoint.
+    /// that stays has a checkpoint, of entries up to `committed_index` at most.
     ///
     /// DURABILITY: the new start is recorded in the journal; files go in [`Self::reclaim`], once
     /// that record is durable.
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] beyond the end. An `offset` below the start changes nothing.
-    pub fn advance_log_start(&mut self, offset: u64) -> Result<()> {
+    pub fn advance_log_start(&mut self, offset: u64, committed_index: u64) -> Result<()> {
         self.context.failure.check()?;
         let (log_start, log_end) = (self.reader().log_start_offset(), self.tip.end_offset);
         if offset > log_end {
             return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
         }
         let old = self.segments();
+        let index_max = committed_index.saturating_add(1);
         let can_start = |n: &usize| {
             let header = old[*n].header();
-            header.base_offset() <= offset && header.has_checkpoint
+            let is_below = header.base_offset() <= offset && header.base_index() <= index_max;
+            is_below && header.has_checkpoint
         };
         let first = (1..old.len()).rev().find(can_start).unwrap_or(0);
         if first == 0 && offset <= log_start {
@@ -51,14 +53,22 @@ impl Log {
         Ok(())
     }
 
-    /// Applies a retention policy and returns how many segments it dropped.
+    /// Applies a retention policy to entries up to `committed_index` and returns how many segments
+    /// it dropped.
     ///
     /// # Errors
     /// As [`Self::advance_log_start`].
-    pub fn retain(&mut self, policy: &retention::Policy, now_ms: i64) -> Result<usize> {
+    pub fn retain(
+        &mut self,
+        policy: &retention::Policy,
+        committed_index: u64,
+        now_ms: i64,
+    ) -> Result<usize> {
         self.context.failure.check()?;
-        let facts: Vec<SegmentFacts> =
-            (0..self.segments().len()).map(|n| self.facts_of(n)).collect();
+        let segments = self.segments();
+        let index_max = committed_index.saturating_add(1);
+        let committed = segments.partition_point(|segment| segment.base_index() <= index_max);
+        let facts: Vec<SegmentFacts> = (0..committed).map(|n| self.facts_of(n)).collect();
         let count = retention::choose(&facts, policy, now_ms);
         if count > 0 {
             let start = facts[count].base_offset.max(self.reader().log_start_offset());

@@ -14,6 +14,8 @@ pub(super) struct Disk {
     /// Name changes since their directory was synced, oldest first.
     pub(super) name_changes: Vec<NameChange>,
     pub(super) dirs: BTreeSet<PathBuf>,
+    /// Directories that were removed since the one they were in was synced.
+    pub(super) gone_dirs: BTreeSet<PathBuf>,
     pub(super) locks: BTreeSet<PathBuf>,
     pub(super) salts: u64,
     pub(super) boots: u64,
@@ -72,9 +74,16 @@ impl Disk {
     }
 
     /// Makes the changes of names in `dir` durable. Of a rename out of another directory, the old
-    /// name stays until that one is synced too.
+    /// name stays until that one is synced too. With a directory that was removed goes all that was
+    /// in it.
     pub(super) fn sync_names(&mut self, dir: &Path) {
-        let is_in = |path: &Path| path.parent() == Some(dir);
+        let gone = std::mem::take(&mut self.gone_dirs);
+        let (gone, later) = gone.into_iter().partition(|path| path.parent() == Some(dir));
+        self.gone_dirs = later;
+        let gone: BTreeSet<PathBuf> = gone;
+        let is_in = |path: &Path| {
+            path.parent() == Some(dir) || path.parent().is_some_and(|parent| gone.contains(parent))
+        };
         for mut change in std::mem::take(&mut self.name_changes) {
             let from = change.from.clone();
             if is_in(&change.path) && from.as_deref().is_some_and(|from| !is_in(from)) {

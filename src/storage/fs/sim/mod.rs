@@ -150,6 +150,7 @@ impl SimFs {
             durable: disk.durable.clone(),
             name_changes: disk.name_changes.clone(),
             dirs: disk.dirs.clone(),
+            gone_dirs: disk.gone_dirs.clone(),
             locks: disk.locks.clone(),
             salts: disk.salts,
             boots: disk.boots,
@@ -252,6 +253,7 @@ impl Fs for SimFs {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
         disk.dirs.remove(path);
+        disk.gone_dirs.insert(path.to_path_buf());
         Ok(())
     }
 

@@ -1,0 +1,471 @@
+//! A replica: the partition's state, joined to its Raft group, and those who wait for answers.
+//!
+//! The leader judges a batch when it comes in, by all that is in its log; what it lets in is told
+//! its offset at once and acknowledged when the entry is committed. Nothing is acknowledged twice
+//! or taken back: an entry that another leader replaced is answered with "not stored", and where
+//! that cannot be known, with "outcome unknown".
+
+use bytes::Bytes;
+
+use super::control::Command;
+use super::error::Refusal;
+use super::in_flight::{Admission, InFlight};
+use super::pending::{Pending, Waiter};
+use super::producers::Submission;
+use super::state::{Applied, Effect, Reply, State};
+use crate::raft::{
+    Answers, Draft, Durability, Fault, Group, Machine, NotProposed, Now, Role, Ticket,
+};
+use crate::storage::{Entry, Kind};
+use crate::types::ReplicaId;
+
+/// What an append is answered after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acks {
+    /// A majority has it.
+    #[default]
+    Quorum,
+    /// The leader has it. Another leader may not.
+    Leader,
+    /// It was taken. It may be lost with the next fault.
+    None,
+}
+
+/// A record batch on its way into the log, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The bytes, as the client sent them.
+    pub payload: Bytes,
+    /// Their CRC-32.
+    pub payload_crc: u32,
+    /// Records in it; at least 1.
+    pub record_count: u32,
+    /// Format and codec.
+    pub format: u8,
+    /// The producer, or 0.
+    pub producer_id: u64,
+    /// Its incarnation.
+    pub producer_epoch: u16,
+    /// Sequence number of the first record.
+    pub base_sequence: u32,
+}
+
+impl Batch {
+    fn submission(&self) -> Submission {
+        Submission {
+            producer_id: self.producer_id,
+            producer_epoch: self.producer_epoch,
+            base_sequence: self.base_sequence,
+            record_count: self.record_count,
+            payload_crc: self.payload_crc,
+        }
+    }
+
+    fn into_draft(self) -> Draft {
+        Draft {
+            kind: Kind::Records,
+            payload: self.payload,
+            payload_crc: self.payload_crc,
+            record_count: self.record_count,
+            format: self.format,
+            producer_id: self.producer_id,
+            producer_epoch: self.producer_epoch,
+            base_sequence: self.base_sequence,
+        }
+    }
+}
+
+/// What is asked of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Store a batch.
+    Append {
+        /// The batch.
+        batch: Batch,
+        /// What the answer waits for.
+        acks: Acks,
+    },
+    /// Follow a command.
+    Command(Command),
+    /// Move the log start to this offset, on all replicas.
+    DeleteRecords(u64),
+    /// Say how far the log is committed, surely and by now.
+    Barrier,
+}
+
+/// What the one who asked is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Response {
+    /// The batch is stored, now or by an earlier attempt.
+    Appended {
+        /// Offset of its first record.
+        base_offset: u64,
+        /// What "stored" means in this partition.
+        durability: Durability,
+    },
+    /// The command was followed.
+    Followed(Reply),
+    /// The log starts here.
+    LogStart(u64),
+    /// Everything below was committed when the question was asked, and no later leader had more.
+    Barrier {
+        /// First offset that is not committed.
+        high_watermark: u64,
+    },
+    /// Nothing was changed, for this reason.
+    Refused(Refusal),
+    /// Nothing was changed: ask the leader.
+    NotLeader {
+        /// The leader, if known.
+        leader: Option<ReplicaId>,
+    },
+    /// Nothing was changed: leadership is changing hands, try again.
+    Transferring,
+    /// It may be stored or not, now or later. Only a producer with sequence numbers can ask again
+    /// without harm.
+    Unknown,
+}
+
+/// A leader's own view, dropped when it stops leading.
+#[derive(Debug)]
+struct Leading {
+    term: u64,
+    in_flight: InFlight,
+}
+
+impl Leading {
+    /// False if leadership was lost since the replica last followed its group.
+    fn is_good(&self, group: &Group) -> bool {
+        group.is_writable() && group.term() == self.term
+    }
+
+    /// Follows what the group has proposed by itself: changes of the replicas.
+    fn catch_up(&mut self, group: &Group) {
+        for index in self.in_flight.tip_index() + 1..=group.last_index() {
+            let entry = group.entry(index).expect("an entry that is not applied is in memory");
+            self.in_flight.append(&entry.header, &entry.payload);
+        }
+    }
+}
+
+/// One replica of one partition, beside its Raft group.
+#[derive(Debug)]
+pub struct Replica {
+    state: State,
+    leading: Option<Leading>,
+    /// Those who wait for a majority, with what they are told then.
+    committing: Pending<Response>,
+    /// Those who wait for the leader's own disk.
+    storing: Pending<Response>,
+    /// Those who wait for what the state machine makes of an entry.
+    applying: Pending<()>,
+    /// Those who asked how far the log is, by the number of their read.
+    barriers: Vec<(u64, Ticket)>,
+    /// Reads that are confirmed, each with the index that must be applied.
+    confirmed: Vec<(u64, Ticket)>,
+    next_read: u64,
+}
+
+impl Replica {
+    fn of(state: State) -> Self {
+        Self {
+            state,
+            leading: None,
+            committing: Pending::default(),
+            storing: Pending::default(),
+            applying: Pending::default(),
+            barriers: Vec::new(),
+            confirmed: Vec::new(),
+            next_read: 1,
+        }
+    }
+
+    /// What the log says, as far as it is committed.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// How many wait for an answer.
+    pub fn waiting(&self) -> usize {
+        let reads = self.barriers.len() + self.confirmed.len();
+        self.committing.len() + self.storing.len() + self.applying.len() + reads
+    }
+
+    fn append(
+        &mut self,
+        ticket: Ticket,
+        batch: Batch,
+        acks: Acks,
+        group: &mut Group,
+        now: Now,
+    ) -> Option<Response> {
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.is_good(group)) else {
+            return Some(not_leader(group));
+        };
+        leading.catch_up(group);
+        let durability = group.durability();
+        let answer = |answer| match answer {
+            Ok(base_offset) => Response::Appended { base_offset, durability },
+            Err(refusal) => Response::Refused(refusal),
+        };
+        let admission = leading.in_flight.check(self.state.producers(), &batch.submission());
+        let (index, promised) = match admission {
+            Admission::Answer(now) => return Some(answer(now)),
+            Admission::AnswerAfter { index, answer: then } => (index, answer(then)),
+            Admission::Append => match propose(leading, batch.into_draft(), group, now) {
+                Ok(entry) => (entry.header.index, answer(Ok(entry.header.base_offset))),
+                Err(refused) => return Some(refused),
+            },
+        };
+        let waiter = Waiter { ticket, term: leading.term, what: promised };
+        match acks {
+            Acks::Quorum => self.committing.wait(index, waiter),
+            Acks::Leader => self.storing.wait(index, waiter),
+            Acks::None => return Some(promised),
+        }
+        None
+    }
+
+    fn command(
+        &mut self,
+        ticket: Ticket,
+        draft: Draft,
+        group: &mut Group,
+        now: Now,
+    ) -> Option<Response> {
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.is_good(group)) else {
+            return Some(not_leader(group));
+        };
+        leading.catch_up(group);
+        match propose(leading, draft, group, now) {
+            Ok(entry) => {
+                let waiter = Waiter { ticket, term: leading.term, what: () };
+                self.applying.wait(entry.header.index, waiter);
+                None
+            }
+            Err(refused) => Some(refused),
+        }
+    }
+
+    fn barrier(&mut self, ticket: Ticket, group: &mut Group) -> Option<Response> {
+        if !self.leading.as_ref().is_some_and(|leading| leading.is_good(group)) {
+            return Some(not_leader(group));
+        }
+        let number = self.next_read;
+        self.next_read += 1;
+        if group.read_index(number).is_err() {
+            return Some(not_leader(group));
+        }
+        self.barriers.push((number, ticket));
+        None
+    }
+
+    /// Notes whether this replica leads, and tells those who wait for a leader that was.
+    fn follow_role(&mut self, group: &mut Group, answers: &mut Answers<Response>) {
+        let is_leader = group.role() == Role::Leader;
+        let is_same = self.leading.as_ref().is_none_or(|leading| leading.term == group.term());
+        if self.leading.is_some() && !(is_leader && is_same) {
+            self.abandon(answers);
+        }
+    }
+
+    /// Takes over once everything of earlier terms is applied.
+    fn take_over(&mut self, group: &Group) {
+        let has_all = self.state.applied_index() == group.last_index();
+        if self.leading.is_none() && group.is_writable() && has_all {
+            let in_flight = InFlight::new(&self.state);
+            self.leading = Some(Leading { term: group.term(), in_flight });
+        }
+    }
+
+    /// Answers those who waited for a majority.
+    fn settle_committed(&mut self, group: &Group, answers: &mut Answers<Response>) {
+        while let Some((index, waiter)) = self.committing.pop_up_to(group.committed()) {
+            let entry = group.entry(index).expect("an entry that is not applied is in memory");
+            let is_ours = entry.header.term == waiter.term;
+            let response = if is_ours { waiter.what } else { not_leader(group) };
+            answers.push((waiter.ticket, response));
+        }
+    }
+
+    /// Applies what is committed.
+    fn apply(&mut self, group: &Group, answers: &mut Answers<Response>) -> Result<(), Fault> {
+        while self.state.applied_index() < group.applicable() {
+            let index = self.state.applied_index() + 1;
+            let entry = group.entry(index).expect("an entry that is not applied is in memory");
+            let applied = apply_entry(&mut self.state, entry)?;
+            if let Some(leading) = &mut self.leading {
+                leading.catch_up(group);
+                leading.in_flight.commit(index);
+            }
+            while let Some((_, waiter)) = self.applying.pop_up_to(index) {
+                let is_ours = applied.term == waiter.term;
+                let response = if is_ours { outcome(&applied) } else { not_leader(group) };
+                answers.push((waiter.ticket, response));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers those who waited for the leader's disk.
+    fn settle_stored(&mut self, group: &Group, answers: &mut Answers<Response>) {
+        while let Some((_, waiter)) = self.storing.pop_up_to(group.persisted()) {
+            answers.push((waiter.ticket, waiter.what));
+        }
+    }
+
+    /// Answers those who asked how far the log is.
+    fn settle_reads(&mut self, group: &mut Group, answers: &mut Answers<Response>) {
+        for (number, index) in group.take_reads() {
+            let of = self.barriers.iter().position(|(waiting, _)| *waiting == number);
+            if let Some(at) = of {
+                let (_, ticket) = self.barriers.swap_remove(at);
+                self.confirmed.push((index, ticket));
+            }
+        }
+        let applied = self.state.applied_index();
+        let high_watermark = group.tip_at(group.committed()).map_or(0, |tip| tip.end_offset);
+        let is_ready = |(index, _): &mut (u64, Ticket)| *index <= applied;
+        for (_, ticket) in self.confirmed.extract_if(.., is_ready) {
+            answers.push((ticket, Response::Barrier { high_watermark }));
+        }
+    }
+}
+
+impl Machine for Replica {
+    type Ask = Ask;
+    type Answer = Response;
+
+    fn new(index: u64) -> Self {
+        Self::of(State::starting_after(index))
+    }
+
+    fn restore(state: &[u8]) -> Result<Self, String> {
+        State::from_checkpoint(state).map(Self::of).map_err(|error| error.to_string())
+    }
+
+    fn initial_checkpoint(&self) -> Bytes {
+        self.state.checkpoint()
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.state.applied_index()
+    }
+
+    fn replay(&mut self, entry: &Entry) -> Result<(), Fault> {
+        apply_entry(&mut self.state, entry).map(drop)
+    }
+
+    fn ask(
+        &mut self,
+        ticket: Ticket,
+        ask: Ask,
+        group: &mut Group,
+        now: Now,
+        answers: &mut Answers<Response>,
+    ) {
+        let answer = match ask {
+            Ask::Append { batch, acks } => self.append(ticket, batch, acks, group, now),
+            Ask::Command(command) => {
+                let draft = Draft::new(Kind::Control, command.encode());
+                self.command(ticket, draft, group, now)
+            }
+            Ask::DeleteRecords(offset) => {
+                let payload = Bytes::copy_from_slice(&offset.to_le_bytes());
+                self.command(ticket, Draft::new(Kind::LogStart, payload), group, now)
+            }
+            Ask::Barrier => self.barrier(ticket, group),
+        };
+        answers.extend(answer.map(|answer| (ticket, answer)));
+    }
+
+    fn advance(
+        &mut self,
+        group: &mut Group,
+        answers: &mut Answers<Response>,
+    ) -> Result<(), Fault> {
+        self.follow_role(group, answers);
+        self.settle_committed(group, answers);
+        self.apply(group, answers)?;
+        self.take_over(group);
+        self.settle_stored(group, answers);
+        self.settle_reads(group, answers);
+        Ok(())
+    }
+
+    fn abandon(&mut self, answers: &mut Answers<Response>) {
+        self.leading = None;
+        let waiting = self.committing.drain().chain(self.storing.drain()).map(|w| w.ticket);
+        let waiting = waiting.chain(self.applying.drain().map(|w| w.ticket));
+        answers.extend(waiting.map(|ticket| (ticket, Response::Unknown)));
+        let reads = self.barriers.drain(..).chain(self.confirmed.drain(..));
+        // A question changes nothing, so that its outcome is known: there is none.
+        answers.extend(reads.map(|(_, ticket)| (ticket, Response::NotLeader { leader: None })));
+    }
+
+    fn unknown_group() -> Response {
+        Response::NotLeader { leader: None }
+    }
+
+    fn log_start(&self) -> u64 {
+        self.state.log_start()
+    }
+
+    fn checkpoint_at(&self, index: u64, group: &Group) -> Bytes {
+        let applied = self.state.applied_index();
+        assert!(index >= applied, "the state at {index} is asked for, {applied} is applied");
+        if index == applied {
+            return self.state.checkpoint();
+        }
+        let mut state = self.state.clone();
+        for index in applied + 1..=index {
+            let entry = group.entry(index).expect("an entry that is not applied is in memory");
+            // What stops a replica stops it when the entry is committed, not before.
+            let _ = state.apply(&entry.header, &entry.payload);
+        }
+        state.checkpoint()
+    }
+}
+
+fn apply_entry(state: &mut State, entry: &Entry) -> Result<Applied, Fault> {
+    let applied = state.apply(&entry.header, &entry.payload);
+    match applied.refusal() {
+        Some(refusal) if !refusal.is_deterministic() => Err(Fault::Machine(format!(
+            "entry {} is unknown to this version ({refusal}); upgrade this node",
+            applied.index
+        ))),
+        _ => Ok(applied),
+    }
+}
+
+/// Proposes an entry, and lets the leader's view follow the log up to it.
+fn propose(
+    leading: &mut Leading,
+    draft: Draft,
+    group: &mut Group,
+    now: Now,
+) -> Result<Entry, Response> {
+    let entry = group.propose(draft, now.wall_ms).map_err(|refused| match refused {
+        NotProposed::Transferring => Response::Transferring,
+        NotProposed::NotLeader
+        | NotProposed::ChangePending
+        | NotProposed::NoVoters
+        | NotProposed::NotVoter => not_leader(group),
+    })?;
+    leading.in_flight.append(&entry.header, &entry.payload);
+    Ok(entry)
+}
+
+fn not_leader(group: &Group) -> Response {
+    let leader = group.leader().filter(|leader| *leader != group.replica());
+    Response::NotLeader { leader }
+}
+
+fn outcome(applied: &Applied) -> Response {
+    match applied.effect {
+        Effect::Control(Ok(reply)) => Response::Followed(reply),
+        Effect::LogStart(Ok(offset)) => Response::LogStart(offset),
+        Effect::Control(Err(refusal)) | Effect::LogStart(Err(refusal)) => Response::Refused(refusal),
+        Effect::Nothing | Effect::Membership | Effect::Records(_) => Response::Unknown,
+    }
+}

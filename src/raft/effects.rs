@@ -1,0 +1,115 @@
+//! Effects: what groups ask of the world.
+
+use bytes::Bytes;
+
+use super::envelope::{Envelope, Lane};
+use super::group::Durability;
+use super::log_view::{Base, Divergence};
+use super::membership::Membership;
+use crate::storage::{Entry, FactKind, Kind};
+use crate::types::LogId;
+
+/// What is to be done to a group's log and to the journal, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A snapshot takes the place of the log.
+    Reset {
+        /// Where the log starts anew.
+        base: Base,
+        /// The replicas.
+        membership: Membership,
+    },
+    /// The entry at `first_index` and all after it go: a leader has others.
+    Truncate {
+        /// The first entry that goes.
+        first_index: u64,
+        /// What must stay.
+        committed_index: u64,
+    },
+    /// These entries come next.
+    Append(Vec<Entry>),
+    /// A fact for the journal, to be durable with the rest.
+    Record(FactKind, Bytes),
+    /// A fact for the journal that nothing depends on.
+    Hint(FactKind, Bytes),
+}
+
+impl Step {
+    /// True if the step is not done before it is on disk.
+    ///
+    /// DURABILITY: with [`Durability::Memory`] only records and commands may be lost to a power
+    /// cut. Terms, votes and everything about the replicas is always synced: a replica that forgot
+    /// who votes could elect a second leader.
+    pub(super) fn needs_sync(&self, durability: Durability) -> bool {
+        match (self, durability) {
+            (Self::Hint(..), _) => false,
+            (Self::Append(entries), Durability::Memory) => {
+                entries.iter().any(|entry| entry.header.kind == Kind::Membership)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// Work for a group's disk. The group waits for its token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Persist {
+    /// The group.
+    pub group: LogId,
+    /// What to report when it is done.
+    pub token: u64,
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+    /// It is done once it is on disk; otherwise once it is written.
+    pub is_synced: bool,
+}
+
+/// Entries to be read from disk for a follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdRead {
+    /// The group.
+    pub group: LogId,
+    /// The first entry.
+    pub first_index: u64,
+    /// The last one, inclusive; fewer may be read.
+    pub last_index: u64,
+    /// Payload bytes to stop at; at least one entry is read.
+    pub bytes_max: u64,
+}
+
+/// Why a replica stopped for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Its history is not the leader's.
+    #[error("this replica's log has diverged: {0}; set it aside and let a new replica take over")]
+    Diverged(Divergence),
+    /// A membership entry that this version does not know.
+    #[error("the membership change at {index} is unknown to this version; upgrade this node")]
+    UnknownChange {
+        /// Its index.
+        index: u64,
+    },
+    /// A snapshot that was checked on arrival cannot be read.
+    #[error("a snapshot cannot be read")]
+    Snapshot,
+    /// The state machine cannot go on.
+    #[error("the state machine stopped: {0}")]
+    Machine(String),
+}
+
+/// What groups ask for, collected.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// For the disk.
+    pub persists: Vec<Persist>,
+    /// For other nodes, in order within a lane.
+    pub envelopes: Vec<(Lane, Envelope)>,
+    /// Entries to be read.
+    pub cold_reads: Vec<ColdRead>,
+    /// Groups of which the first checkpoint is to be read.
+    pub bases: Vec<LogId>,
+    /// Groups whose state is to be replaced.
+    pub restored: Vec<(LogId, Base)>,
+    /// Groups that stopped.
+    pub faults: Vec<(LogId, Fault)>,
+}

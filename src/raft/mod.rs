@@ -1,0 +1,48 @@
+//! Raft: replicas of one log that agree.
+//!
+//! It owns elections, replication and the replica set of each group. It knows what an entry's
+//! header says and nothing of payloads; it reads no file, opens no socket and asks no clock: what
+//! happens comes in, what is to be done goes out, and the same inputs give the same outputs.
+//!
+//! | noun | file | what it is |
+//! |---|---|---|
+//! | group | `group` | one replica of one group: raft-rs, and the rules for driving it |
+//! | log view | `log_view` | the log as raft-rs sees it: terms, and the tail in memory |
+//! | shard | `shard` | many groups with their state machines, stepped together |
+//! | machine | `machine` | what the shard asks of a state machine |
+//! | effects | `effects` | what is to be written, sent and read |
+//! | disk | `disk` | effects carried out on a data directory |
+//! | membership | `membership` | the replicas of a group, and how they change |
+//! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |
+//! | envelope, frame | `envelope`, `wire` | what replicas say to each other, and its bytes |
+//!
+//! # The life of an entry
+//! A leader links an entry to its log and hands it to raft-rs. With the same step the entry goes to
+//! the disk and to the followers. Each of them, once it is on its own disk, says so; with a
+//! majority it is committed. Nobody waits for a disk in between: what is done comes back as input.
+
+mod config;
+mod disk;
+mod effects;
+mod envelope;
+mod error;
+mod group;
+mod hard_state;
+mod log_view;
+mod machine;
+mod membership;
+mod shard;
+mod wire;
+
+pub use self::config::Config;
+pub use self::disk::{CheckpointOf, Disk, OpenError, Opened, read_base, read_cold};
+pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
+pub use self::envelope::{Envelope, Lane, MessageKind};
+pub use self::error::{Dropped, NotProposed};
+pub use self::group::{Boot, Draft, Durability, Group, Role};
+pub use self::hard_state::{Checkpoint, HardState};
+pub use self::log_view::{Base, Divergence, TermStart};
+pub use self::machine::{Answers, Machine, Now, Ticket};
+pub use self::membership::{Change, Membership, Operation, REPLICAS_MAX};
+pub use self::shard::{Input, Outputs, Published, Shard};
+pub use self::wire::{Frame, FrameError, Route};

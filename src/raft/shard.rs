@@ -1,0 +1,446 @@
+//! A shard: many groups with their machines, stepped together.
+//!
+//! A step takes all that has happened and says all that is to be done, for every group touched. It
+//! is pure: time comes in, nothing is read or written, and the same inputs give the same outputs.
+//! Batching falls out of load, because whatever came while the last step's effects were carried out
+//! is one step's input.
+//!
+//! Groups tick in turn, in slices of a tick, so that ten thousand idle groups are never looked at
+//! in one step.
+
+use std::collections::BTreeMap;
+
+use super::config::Config;
+use super::effects::Effects;
+use super::envelope::{Envelope, Lane};
+use super::error::{Dropped, NotProposed};
+use super::group::{Boot, Group, Role, mix};
+use super::hard_state::Checkpoint;
+use super::log_view::Base;
+use super::machine::{Answers, Machine, Now, Ticket};
+use super::membership::Operation;
+use super::wire::{Frame, Route};
+use crate::storage::{Entry, Tip};
+use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
+
+/// Bytes of payloads after which a frame is closed.
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Envelopes after which a frame is closed.
+const FRAME_ENVELOPES_MAX: usize = 4096;
+
+/// Something that has happened.
+#[derive(Debug)]
+pub enum Input<M: Machine> {
+    /// A replica starts.
+    Open(Box<Boot>, M),
+    /// A replica stops; whoever waits for it is told that the outcome is unknown.
+    Close(LogId),
+    /// Messages came; checked as [`Frame::decode`] does.
+    Envelopes(Vec<Envelope>),
+    /// Somebody asks something of a group.
+    Ask {
+        /// The group.
+        group: LogId,
+        /// Names the answer.
+        ticket: Ticket,
+        /// What is asked.
+        ask: M::Ask,
+    },
+    /// What was handed out under this token is done.
+    Stored(u64),
+    /// Entries that were to be read; none if they cannot be.
+    Fetched {
+        /// The group.
+        group: LogId,
+        /// The first index that was asked for.
+        first_index: u64,
+        /// The entries.
+        entries: Vec<Entry>,
+    },
+    /// What a log starts with; `None` if it cannot be read.
+    Base {
+        /// The group.
+        group: LogId,
+        /// What was read.
+        base: Option<Base>,
+    },
+    /// A message could not be sent.
+    Lost {
+        /// The group.
+        group: LogId,
+        /// For whom it was.
+        to: ReplicaId,
+    },
+    /// Retention moved the start of a log.
+    StartAdvanced {
+        /// The group.
+        group: LogId,
+        /// The tip before the first entry that is left.
+        start: Tip,
+    },
+    /// Leadership is to move.
+    Transfer {
+        /// The group.
+        group: LogId,
+        /// Names the answer.
+        ticket: Ticket,
+        /// Who shall lead.
+        to: ReplicaId,
+    },
+    /// The replicas are to change.
+    Change {
+        /// The group.
+        group: LogId,
+        /// Names the answer.
+        ticket: Ticket,
+        /// What becomes of whom.
+        operations: Vec<Operation>,
+    },
+}
+
+/// What others may know of a replica. Sent whenever it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The group.
+    pub group: LogId,
+    /// What the replica is.
+    pub role: Role,
+    /// It leads and takes proposals.
+    pub is_writable: bool,
+    /// Its term.
+    pub term: u64,
+    /// The leader, if known.
+    pub leader: Option<ReplicaId>,
+    /// Highest committed index.
+    pub committed_index: u64,
+    /// First offset that is not committed.
+    pub high_watermark: u64,
+    /// First offset that is to be kept.
+    pub log_start: u64,
+}
+
+/// What is to be done, and what is to be told.
+#[derive(Debug)]
+pub struct Outputs<M: Machine> {
+    /// For the disk and for other nodes.
+    pub effects: Effects,
+    /// For those who asked.
+    pub answers: Answers<M::Answer>,
+    /// For those who asked for a transfer or a change: the entry's index, 0 for a transfer.
+    pub decisions: Vec<(Ticket, Result<u64, NotProposed>)>,
+    /// For everybody.
+    pub published: Vec<Published>,
+    /// How many messages were dropped, and why.
+    pub dropped: BTreeMap<Dropped, u64>,
+}
+
+impl<M: Machine> Default for Outputs<M> {
+    fn default() -> Self {
+        Self {
+            effects: Effects::default(),
+            answers: Vec::new(),
+            decisions: Vec::new(),
+            published: Vec::new(),
+            dropped: BTreeMap::new(),
+        }
+    }
+}
+
+impl<M: Machine> Outputs<M> {
+    /// Takes the messages, bundled for each node and lane, their order kept.
+    pub fn take_frames(&mut self, cluster: ClusterId, from: NodeId) -> Vec<(NodeId, Lane, Frame)> {
+        let mut bundles: BTreeMap<(NodeId, Lane), Vec<Envelope>> = BTreeMap::new();
+        for (lane, envelope) in std::mem::take(&mut self.effects.envelopes) {
+            bundles.entry((envelope.to.node(), lane)).or_default().push(envelope);
+        }
+        let mut frames = Vec::with_capacity(bundles.len());
+        for ((to, lane), envelopes) in bundles {
+            let route = Route { cluster, from, to };
+            let (mut first, mut bytes) = (0, 0);
+            for (n, envelope) in envelopes.iter().enumerate() {
+                let payloads = envelope.entries.iter().map(|entry| entry.payload.len());
+                let more = payloads.sum::<usize>() + envelope.body.len();
+                let is_full = bytes + more > FRAME_BYTES_MAX || n - first >= FRAME_ENVELOPES_MAX;
+                if is_full && n > first {
+                    frames.push((to, lane, Frame::encode(&route, &envelopes[first..n])));
+                    (first, bytes) = (n, 0);
+                }
+                bytes += more;
+            }
+            frames.push((to, lane, Frame::encode(&route, &envelopes[first..])));
+        }
+        frames
+    }
+}
+
+/// A group with its machine.
+#[derive(Debug)]
+struct Slot<M> {
+    group: Group,
+    machine: M,
+    published: Option<Published>,
+    is_touched: bool,
+}
+
+/// Many groups, stepped together.
+#[derive(Debug)]
+pub struct Shard<M: Machine> {
+    config: Config,
+    seed: u64,
+    slots: Vec<Option<Slot<M>>>,
+    by_id: BTreeMap<LogId, usize>,
+    free: Vec<usize>,
+    touched: Vec<usize>,
+    /// Number of the next pass handed out.
+    tokens: u64,
+    /// Whose token it is, for those not reported yet.
+    waiting: BTreeMap<u64, LogId>,
+    next_slice_ms: u64,
+    slice: u64,
+}
+
+impl<M: Machine> Shard<M> {
+    /// A shard without groups. `seed` decides the election timeouts of its groups; nodes have
+    /// different ones.
+    pub fn new(config: Config, seed: u64, now: Now) -> Self {
+        Self {
+            config,
+            seed,
+            slots: Vec::new(),
+            by_id: BTreeMap::new(),
+            free: Vec::new(),
+            touched: Vec::new(),
+            tokens: 1,
+            waiting: BTreeMap::new(),
+            next_slice_ms: now.monotonic_ms,
+            slice: 0,
+        }
+    }
+
+    /// When the next step is due, if nothing happens before.
+    pub fn next_tick_ms(&self) -> u64 {
+        self.next_slice_ms
+    }
+
+    /// A group, if it is here.
+    pub fn group(&self, id: LogId) -> Option<&Group> {
+        self.slot(id).map(|slot| &slot.group)
+    }
+
+    /// A group's machine, if it is here.
+    pub fn machine(&self, id: LogId) -> Option<&M> {
+        self.slot(id).map(|slot| &slot.machine)
+    }
+
+    /// Ids of all groups, sorted.
+    pub fn groups(&self) -> impl Iterator<Item = LogId> {
+        self.by_id.keys().copied()
+    }
+
+    fn slot(&self, id: LogId) -> Option<&Slot<M>> {
+        self.by_id.get(&id).and_then(|at| self.slots[*at].as_ref())
+    }
+
+    /// The checkpoint for a segment of `group` that begins after `index`.
+    ///
+    /// # Panics
+    /// If the group is not here: its disk has work of nobody.
+    pub fn checkpoint_at(&self, group: LogId, index: u64) -> Checkpoint {
+        let slot = self.slot(group).expect("a group with work for the disk is here");
+        let membership = slot.group.membership().clone();
+        Checkpoint { membership, state: slot.machine.checkpoint_at(index, &slot.group) }
+    }
+
+    /// Takes everything that has happened by `now` and says what is to be done.
+    pub fn step(&mut self, now: Now, inputs: &mut Vec<Input<M>>, out: &mut Outputs<M>) {
+        for input in inputs.drain(..) {
+            self.take(now, input, out);
+        }
+        self.tick(now);
+        let mut touched = std::mem::take(&mut self.touched);
+        for at in touched.drain(..) {
+            self.advance(at, out);
+        }
+        self.touched = touched;
+    }
+
+    fn take(&mut self, now: Now, input: Input<M>, out: &mut Outputs<M>) {
+        match input {
+            Input::Open(boot, machine) => self.open(*boot, machine),
+            Input::Close(group) => self.close(group, out),
+            Input::Envelopes(envelopes) => {
+                envelopes.into_iter().for_each(|envelope| self.receive(envelope, out));
+            }
+            Input::Ask { group, ticket, ask } => match self.touch(group) {
+                Some(Slot { group, machine, .. }) => {
+                    machine.ask(ticket, ask, group, now, &mut out.answers);
+                }
+                None => out.answers.push((ticket, M::unknown_group())),
+            },
+            Input::Stored(token) => {
+                let group = self.waiting.remove(&token);
+                if let Some(slot) = group.and_then(|group| self.touch(group)) {
+                    slot.group.stored(token);
+                }
+            }
+            Input::Fetched { group, first_index, entries } => {
+                if let Some(slot) = self.touch(group) {
+                    slot.group.fetched(first_index, &entries);
+                }
+            }
+            Input::Base { group, base } => {
+                if let Some(slot) = self.touch(group) {
+                    slot.group.base_fetched(base);
+                }
+            }
+            Input::Lost { group, to } => {
+                if let Some(slot) = self.touch(group) {
+                    slot.group.lost(to);
+                }
+            }
+            Input::StartAdvanced { group, start } => {
+                if let Some(slot) = self.touch(group) {
+                    slot.group.start_advanced(start);
+                }
+            }
+            Input::Transfer { group, ticket, to } => {
+                let decide = |slot: &mut Slot<M>| slot.group.transfer_leader(to).map(|()| 0);
+                self.decide(group, ticket, out, decide);
+            }
+            Input::Change { group, ticket, operations } => {
+                let decide = |slot: &mut Slot<M>| {
+                    let entry = slot.group.propose_change(operations, now.wall_ms);
+                    entry.map(|entry| entry.header.index)
+                };
+                self.decide(group, ticket, out, decide);
+            }
+        }
+    }
+
+    fn decide(
+        &mut self,
+        group: LogId,
+        ticket: Ticket,
+        out: &mut Outputs<M>,
+        decide: impl FnOnce(&mut Slot<M>) -> Result<u64, NotProposed>,
+    ) {
+        let decision = self.touch(group).map_or(Err(NotProposed::NotLeader), decide);
+        out.decisions.push((ticket, decision));
+    }
+
+    fn open(&mut self, boot: Boot, machine: M) {
+        let id = boot.id;
+        assert_eq!(
+            machine.applied_index(),
+            boot.applied.index,
+            "{id}: the machine is where the group starts"
+        );
+        let group = Group::new(&self.config, boot, mix(self.seed ^ mix(id.0.as_u64_pair().1)));
+        let slot = Slot { group, machine, published: None, is_touched: false };
+        let at = self.free.pop().unwrap_or(self.slots.len());
+        if at == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[at] = Some(slot);
+        let other = self.by_id.insert(id, at);
+        assert!(other.is_none(), "{id}: a group is opened once");
+        self.touch(id);
+    }
+
+    fn close(&mut self, group: LogId, out: &mut Outputs<M>) {
+        if let Some(at) = self.by_id.remove(&group) {
+            let mut slot = self.slots[at].take().expect("an id leads to a group");
+            slot.machine.abandon(&mut out.answers);
+            self.free.push(at);
+            self.touched.retain(|touched| *touched != at);
+            self.waiting.retain(|_, waiting| *waiting != group);
+        }
+    }
+
+    fn receive(&mut self, envelope: Envelope, out: &mut Outputs<M>) {
+        let received = match self.touch(envelope.group) {
+            Some(slot) => slot.group.receive(envelope),
+            None => Err(Dropped::UnknownGroup),
+        };
+        if let Err(reason) = received {
+            *out.dropped.entry(reason).or_default() += 1;
+        }
+    }
+
+    /// Finds a group and notes that something happens to it.
+    fn touch(&mut self, id: LogId) -> Option<&mut Slot<M>> {
+        let at = *self.by_id.get(&id)?;
+        let slot = self.slots[at].as_mut()?;
+        if !slot.is_touched {
+            slot.is_touched = true;
+            self.touched.push(at);
+        }
+        Some(slot)
+    }
+
+    /// Lets the slices pass that are due. What was missed while the process stood still is not made
+    /// up for: the groups would take it for a long silence of the others.
+    fn tick(&mut self, now: Now) {
+        let slices = self.config.tick_slices;
+        let slice_ms = (self.config.tick_ms / slices).max(1);
+        let mut budget = slices;
+        while self.next_slice_ms <= now.monotonic_ms && budget > 0 {
+            budget -= 1;
+            self.next_slice_ms += slice_ms;
+            self.slice = (self.slice + 1) % slices;
+            for at in (self.slice as usize..self.slots.len()).step_by(slices as usize) {
+                let Some(slot) = self.slots[at].as_mut() else { continue };
+                slot.group.tick(now.wall_ms);
+                if !slot.is_touched {
+                    slot.is_touched = true;
+                    self.touched.push(at);
+                }
+            }
+        }
+        self.next_slice_ms = self.next_slice_ms.max(now.monotonic_ms + 1);
+    }
+
+    fn advance(&mut self, at: usize, out: &mut Outputs<M>) {
+        let Some(slot) = self.slots[at].as_mut() else { return };
+        slot.is_touched = false;
+        let first = out.effects.persists.len();
+        slot.group.advance(&mut self.tokens, &mut out.effects);
+        for persist in &out.effects.persists[first..] {
+            self.waiting.insert(persist.token, persist.group);
+        }
+        for (_, base) in std::mem::take(&mut out.effects.restored) {
+            slot.machine.abandon(&mut out.answers);
+            match M::restore(&base.state) {
+                Ok(machine) => slot.machine = machine,
+                Err(reason) => slot.group.stop(super::Fault::Machine(reason), &mut out.effects),
+            }
+        }
+        if slot.group.fault().is_none()
+            && let Err(fault) = slot.machine.advance(&mut slot.group, &mut out.answers)
+        {
+            slot.group.stop(fault, &mut out.effects);
+        }
+        slot.group.trim(slot.machine.applied_index());
+        Self::publish(slot, out);
+    }
+
+    fn publish(slot: &mut Slot<M>, out: &mut Outputs<M>) {
+        let group = &slot.group;
+        let committed_index = group.committed();
+        let tip = group.tip_at(committed_index);
+        let published = Published {
+            group: group.id(),
+            role: group.role(),
+            is_writable: group.is_writable(),
+            term: group.term(),
+            leader: group.leader(),
+            committed_index,
+            high_watermark: tip.map_or(0, |tip| tip.end_offset),
+            log_start: slot.machine.log_start(),
+        };
+        if slot.published != Some(published) {
+            slot.published = Some(published);
+            out.published.push(published);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One node: the production core over a modelled disk.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use quipu::partition::Replica;
+use quipu::raft::{
+    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Shard, read_base, read_cold,
+};
+use quipu::storage::fs::sim::SimFs;
+use quipu::storage::{self, Access, DataDir, Policy, Syncer};
+use quipu::types::{LogId, NodeId, ReplicaId};
+
+use crate::rng::Rng;
+
+const ROOT: &str = "/data";
+
+/// What the rounds of a syncer have reported.
+type Rounds = Arc<Mutex<Vec<Result<Vec<u64>, storage::Error>>>>;
+
+/// A node, up or down.
+#[derive(Debug)]
+pub struct Node {
+    pub id: NodeId,
+    pub fs: SimFs,
+    /// Counts its lives: events of an earlier one find nobody.
+    pub life: u64,
+    pub live: Option<Live>,
+    /// Which replicas are on its disk.
+    pub replicas: BTreeMap<LogId, ReplicaId>,
+    /// How far its wall clock is off, in milliseconds.
+    pub skew_ms: i64,
+    pub paused_until_us: u64,
+    pub slow_until_us: u64,
+    pub full_until_us: u64,
+    /// How far each log was known to be on disk when the node went down.
+    pub promised: BTreeMap<LogId, u64>,
+}
+
+/// What a running node has in memory.
+#[derive(Debug)]
+pub struct Live {
+    pub shard: Shard<Replica>,
+    pub inputs: Vec<Input<Replica>>,
+    pub disk: Disk,
+    syncer: Syncer,
+    rounds: Rounds,
+    /// Replicas that go with the next step.
+    closing: Vec<LogId>,
+    pub is_step_due: bool,
+    pub is_sync_due: bool,
+}
+
+pub fn raft_config() -> Config {
+    Config {
+        tick_ms: 20,
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        append_bytes_max: 4 * 1024,
+        appends_in_flight_max: 8,
+        tail_bytes_max: 3 * 1024,
+        slow_disk_ticks: 8,
+        cold_reads_max: 8,
+        term_jump_max: 1_000_000,
+        tick_slices: 2,
+    }
+}
+
+fn open_dir(fs: &SimFs) -> storage::Result<Arc<DataDir>> {
+    DataDir::open(Arc::new(fs.clone()), Path::new(ROOT), storage::Config::tiny()).map(Arc::new)
+}
+
+impl Node {
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            fs: SimFs::new(),
+            life: 0,
+            live: None,
+            replicas: BTreeMap::new(),
+            skew_ms: 0,
+            paused_until_us: 0,
+            slow_until_us: 0,
+            full_until_us: 0,
+            promised: BTreeMap::new(),
+        }
+    }
+
+    pub fn now(&self, time_us: u64) -> Now {
+        let wall_ms = 1_700_000_000_000 + (time_us / 1000).cast_signed() + self.skew_ms;
+        Now { monotonic_ms: time_us / 1000, wall_ms }
+    }
+
+    /// Starts the node with all replicas on its disk.
+    pub fn start(&mut self, time_us: u64, durability: Durability) -> storage::Result<()> {
+        assert!(self.live.is_none(), "node {} runs already", self.id);
+        self.life += 1;
+        let dir = open_dir(&self.fs)?;
+        for log in dir.logs()?.into_iter().filter(|log| !self.replicas.contains_key(log)) {
+            // The node went down while it made or removed it.
+            dir.delete_log(log)?;
+        }
+        let rounds = Rounds::default();
+        let reports = rounds.clone();
+        let syncer = dir.start_syncer(Box::new(move |round| {
+            let round = round.map(<[u64]>::to_vec);
+            reports.lock().unwrap().push(round);
+        }));
+        let shard = Shard::new(raft_config(), self.id.0 * 7919 + self.life, self.now(time_us));
+        let disk = Disk::new(dir);
+        let mut live = Live {
+            shard,
+            inputs: Vec::new(),
+            disk,
+            syncer,
+            rounds,
+            closing: Vec::new(),
+            is_step_due: false,
+            is_sync_due: false,
+        };
+        for (group, replica) in &self.replicas {
+            live.open(*group, *replica, durability)?;
+            let promised = self.promised.get(group).copied().unwrap_or(0);
+            let tip = live.disk.log(*group).unwrap().tip();
+            assert!(
+                tip.index >= promised || durability == Durability::Memory,
+                "node {} promised entry {promised} of {group} and comes back with {}",
+                self.id,
+                tip.index
+            );
+        }
+        self.live = Some(live);
+        Ok(())
+    }
+
+    /// Ends the process. What it wrote is in the cache.
+    pub fn crash(&mut self) {
+        self.note_promises();
+        self.live = None;
+        self.fs.process_crash();
+    }
+
+    /// Cuts the power: of what was not synced, each sector survives by chance.
+    pub fn power_cut(&mut self, rng: &mut Rng) {
+        self.note_promises();
+        let keep = rng.below(1001);
+        let mut rng = rng.clone();
+        self.fs.power_cut(|_| rng.chance(keep));
+        self.live = None;
+    }
+
+    fn note_promises(&mut self) {
+        let Some(live) = &self.live else { return };
+        for group in self.replicas.keys() {
+            if let Some(log) = live.disk.log(*group) {
+                self.promised.insert(*group, log.synced_index());
+            }
+        }
+    }
+
+    /// Takes the disk away, with all that was ever promised.
+    pub fn wipe(&mut self) {
+        self.live = None;
+        self.fs = SimFs::new();
+        self.replicas.clear();
+        self.promised.clear();
+    }
+
+    /// Makes a new replica on a running node and starts it.
+    pub fn add_replica(
+        &mut self,
+        group: LogId,
+        replica: ReplicaId,
+        members: Option<&Membership>,
+        durability: Durability,
+    ) -> storage::Result<()> {
+        let live = self.live.as_mut().expect("replicas are made on running nodes");
+        live.disk.create::<Replica>(group, members)?;
+        live.open(group, replica, durability)?;
+        self.replicas.insert(group, replica);
+        Ok(())
+    }
+
+    /// Removes a replica that no longer counts.
+    pub fn remove_replica(&mut self, group: LogId) {
+        let live = self.live.as_mut().expect("replicas are removed from running nodes");
+        self.replicas.remove(&group);
+        self.promised.remove(&group);
+        live.inputs.push(Input::Close(group));
+        live.closing.push(group);
+    }
+}
+
+impl Live {
+    fn open(&mut self, group: LogId, replica: ReplicaId, durability: Durability) -> storage::Result<()> {
+        let opened = self.disk.open::<Replica>(group, replica, durability);
+        let opened = opened.map_err(|error| match error {
+            OpenError::Storage(error) => error,
+            error => panic!("{group} on {replica}: {error}"),
+        })?;
+        self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
+        Ok(())
+    }
+
+    /// Steps once and hands what is to be written to the disk.
+    pub fn step(&mut self, now: Now) -> storage::Result<Outputs<Replica>> {
+        let mut out = Outputs::default();
+        self.shard.step(now, &mut self.inputs, &mut out);
+        let mut done = Vec::new();
+        let shard = &self.shard;
+        let mut checkpoint = |group, index| shard.checkpoint_at(group, index);
+        let persists = std::mem::take(&mut out.effects.persists);
+        self.disk.perform(persists, &mut checkpoint, &self.syncer, &mut done)?;
+        self.inputs.extend(done.into_iter().map(Input::Stored));
+        for group in std::mem::take(&mut self.closing) {
+            self.disk.close(group)?;
+            self.disk.dir().delete_log(group)?;
+        }
+        Ok(out)
+    }
+
+    /// Tries again what did not fit on the disk.
+    pub fn retry(&mut self) -> storage::Result<()> {
+        let mut done = Vec::new();
+        let shard = &self.shard;
+        let mut checkpoint = |group, index| shard.checkpoint_at(group, index);
+        self.disk.retry(&mut checkpoint, &self.syncer, &mut done)?;
+        self.inputs.extend(done.into_iter().map(Input::Stored));
+        Ok(())
+    }
+
+    /// Runs one round of syncs.
+    pub fn sync(&mut self) -> storage::Result<()> {
+        self.syncer.run_round();
+        for round in std::mem::take(&mut *self.rounds.lock().unwrap()) {
+            self.inputs.extend(round?.into_iter().map(Input::Stored));
+        }
+        Ok(())
+    }
+
+    pub fn read_cold(&mut self, read: &quipu::raft::ColdRead) {
+        let reader = self.disk.reader(read.group);
+        let entries = reader.map(|reader| read_cold(&reader, read, Access::MayBlock));
+        let entries = entries.and_then(Result::ok).unwrap_or_default();
+        let (group, first_index) = (read.group, read.first_index);
+        self.inputs.push(Input::Fetched { group, first_index, entries });
+    }
+
+    pub fn read_base(&mut self, group: LogId) {
+        let base = self.disk.reader(group).and_then(|reader| read_base(&reader).ok().flatten());
+        self.inputs.push(Input::Base { group, base });
+    }
+
+    /// Applies retention to all logs; how many logs it moved.
+    pub fn retain(&mut self, policy: &Policy, now: Now) -> storage::Result<u64> {
+        let mut moved = 0;
+        for group in self.shard.groups().collect::<Vec<_>>() {
+            let settled = self.shard.group(group).unwrap().settled();
+            let log_start = self.shard.machine(group).unwrap().state().log_start();
+            let start = self.disk.retain(group, policy, log_start, settled, now.wall_ms)?;
+            if let Some(start) = start {
+                moved += 1;
+                self.inputs.push(Input::StartAdvanced { group, start });
+            }
+        }
+        Ok(moved)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.disk.stalled().next().is_some()
+    }
+}

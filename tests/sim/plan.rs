@@ -1,0 +1,121 @@
+//! What one seed is about: how large the cluster is, how bad its network, disks and clocks are.
+
+use quipu::raft::Durability;
+
+use crate::rng::Rng;
+
+/// Everything that is drawn before a simulation starts. Each seed has its own mix: some faults
+/// never happen in it and others all the time.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: u64,
+    pub groups: u64,
+    pub durability: Durability,
+    /// How long faults go on, in milliseconds.
+    pub faults_ms: u64,
+    /// Messages lost and doubled, in a thousand.
+    pub lost: u64,
+    pub doubled: u64,
+    /// Frames with a flipped bit, in a thousand.
+    pub damaged: u64,
+    /// Longest ordinary delay of a message in microseconds; one in fifty takes twenty times that.
+    pub delay_us: u64,
+    /// Longest ordinary sync in microseconds.
+    pub sync_us: u64,
+    /// Mean time between faults in milliseconds.
+    pub fault_every_ms: u64,
+    /// Which faults there are, and how often, relative to each other.
+    pub weights: [(Fault, u64); Fault::COUNT],
+    pub clients: u64,
+    /// Mean time between two requests of a client, in milliseconds.
+    pub think_ms: u64,
+    pub payload_max: u64,
+    pub retention_bytes: Option<u64>,
+}
+
+/// A fault, or something that an operator does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    Crash,
+    PowerCut,
+    PowerCutOfAll,
+    Partition,
+    OneWayCut,
+    Pause,
+    SlowDisk,
+    FullDisk,
+    FailedSync,
+    Wipe,
+    Change,
+    Transfer,
+    Retention,
+}
+
+impl Fault {
+    pub const COUNT: usize = 13;
+    const ALL: [Self; Self::COUNT] = [
+        Self::Crash,
+        Self::PowerCut,
+        Self::PowerCutOfAll,
+        Self::Partition,
+        Self::OneWayCut,
+        Self::Pause,
+        Self::SlowDisk,
+        Self::FullDisk,
+        Self::FailedSync,
+        Self::Wipe,
+        Self::Change,
+        Self::Transfer,
+        Self::Retention,
+    ];
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut weight = |fault: Fault| {
+            let weight = match rng.below(3) {
+                0 => 0,
+                1 => rng.between(1, 4),
+                _ => rng.between(4, 12),
+            };
+            (fault, weight)
+        };
+        let weights = Fault::ALL.map(&mut weight);
+        let is_calm = rng.chance(250);
+        let mut up_to = |max: u64| if is_calm { 0 } else { rng.below(max + 1) };
+        let (lost, doubled, damaged) = (up_to(150), up_to(150), up_to(10));
+        Self {
+            seed,
+            nodes: if rng.chance(300) { 5 } else { 3 },
+            groups: rng.between(1, 4),
+            durability: if rng.chance(900) { Durability::Fsync } else { Durability::Memory },
+            faults_ms: rng.between(4_000, 12_000),
+            lost,
+            doubled,
+            damaged,
+            delay_us: *rng.pick(&[300, 2_000, 20_000]).expect("a choice"),
+            sync_us: *rng.pick(&[500, 3_000, 60_000]).expect("a choice"),
+            fault_every_ms: rng.between(150, 1_200),
+            weights,
+            clients: rng.between(2, 6),
+            think_ms: rng.between(5, 60),
+            payload_max: *rng.pick(&[40, 400, 3_000]).expect("a choice"),
+            retention_bytes: rng.chance(500).then(|| rng.between(8, 40) * 1024),
+        }
+    }
+
+    pub fn draw_fault(&self, rng: &mut Rng) -> Option<Fault> {
+        let total: u64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut at = rng.below(total);
+        self.weights.iter().find_map(|(fault, weight)| {
+            let is_it = at < *weight;
+            at = at.saturating_sub(*weight);
+            is_it.then_some(*fault)
+        })
+    }
+}
