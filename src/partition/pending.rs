@@ -75,12 +75,10 @@ mod tests {
             pending.wait(index, waiter(ticket));
         }
         let mut popped = || pending.pop_up_to(5).map(|(index, w)| (index, w.ticket.0));
-        assert_eq!([popped(), popped(), popped(), popped()], [
-            Some((3, 2)),
-            Some((5, 1)),
-            Some((5, 3)),
-            None
-        ]);
+        assert_eq!(
+            [popped(), popped(), popped(), popped()],
+            [Some((3, 2)), Some((5, 1)), Some((5, 3)), None]
+        );
         assert_eq!(pending.drain().map(|w| w.ticket.0).collect::<Vec<_>>(), [4]);
         assert_eq!(pending.len(), 0);
     }

@@ -379,11 +379,7 @@ impl Machine for Replica {
         answers.extend(answer.map(|answer| (ticket, answer)));
     }
 
-    fn advance(
-        &mut self,
-        group: &mut Group,
-        answers: &mut Answers<Response>,
-    ) -> Result<(), Fault> {
+    fn advance(&mut self, group: &mut Group, answers: &mut Answers<Response>) -> Result<(), Fault> {
         self.follow_role(group, answers);
         self.settle_committed(group, answers);
         self.apply(group, answers)?;
@@ -465,7 +461,9 @@ fn outcome(applied: &Applied) -> Response {
     match applied.effect {
         Effect::Control(Ok(reply)) => Response::Followed(reply),
         Effect::LogStart(Ok(offset)) => Response::LogStart(offset),
-        Effect::Control(Err(refusal)) | Effect::LogStart(Err(refusal)) => Response::Refused(refusal),
+        Effect::Control(Err(refusal)) | Effect::LogStart(Err(refusal)) => {
+            Response::Refused(refusal)
+        }
         Effect::Nothing | Effect::Membership | Effect::Records(_) => Response::Unknown,
     }
 }

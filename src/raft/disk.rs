@@ -3,7 +3,7 @@
 //! Writes go into the page cache at once; syncs are the syncer's, and its rounds report the tokens.
 //! A full disk is no fault: what does not fit is kept, in order, and tried again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +27,9 @@ const FOUNDING_TERM: u64 = 1;
 /// Payload bytes read at a time while a log is opened.
 const READ_BYTES: usize = 1024 * 1024;
 
+/// Reported for work that nobody waits for.
+const NO_TOKEN: u64 = 0;
+
 /// Gives the checkpoint of a group's state after an index.
 pub type CheckpointOf<'a> = &'a mut dyn FnMut(LogId, u64) -> Checkpoint;
 
@@ -37,6 +40,8 @@ pub struct Disk {
     logs: BTreeMap<LogId, Log>,
     /// Work that waits for space, the oldest first.
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
+    /// Logs that were written to since their watermark was recorded.
+    written: BTreeSet<LogId>,
 }
 
 /// A replica that was brought back.
@@ -85,7 +90,7 @@ pub enum OpenError {
 impl Disk {
     /// A disk without logs.
     pub fn new(dir: Arc<DataDir>) -> Self {
-        Self { dir, logs: BTreeMap::new(), stalled: BTreeMap::new() }
+        Self { dir, logs: BTreeMap::new(), stalled: BTreeMap::new(), written: BTreeSet::new() }
     }
 
     /// The data directory.
@@ -166,6 +171,9 @@ impl Disk {
         hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
         let (from, checkpoint) = self.checkpoint(group, &reader, hard_state.commit)?;
         let membership = self.membership(group, &checkpoint)?;
+        // The change that made this membership was applied, so it is committed, and so is all that
+        // is in the log before it. A removed replica may be the only one to know.
+        hard_state.commit = hard_state.commit.max(membership.index.min(tip.index));
         let unreadable = |_| OpenError::Unreadable { log: group, what: "checkpoint" };
         let machine = M::restore(&checkpoint.state).map_err(unreadable)?;
         let mut replay = Replay { machine, tip: from, commit: hard_state.commit, kept: Vec::new() };
@@ -178,8 +186,17 @@ impl Disk {
         let terms = term_starts(&reader, start, tip)?;
         self.logs.insert(group, log);
         let (id, entries) = (group, kept);
-        let boot =
-            Boot { id, replica, durability, hard_state, membership, start, terms, applied, entries };
+        let boot = Boot {
+            id,
+            replica,
+            durability,
+            hard_state,
+            membership,
+            start,
+            terms,
+            applied,
+            entries,
+        };
         Ok(Opened { boot, machine, report })
     }
 
@@ -232,18 +249,43 @@ impl Disk {
     }
 
     /// The later of what the journal and the checkpoint say.
-    fn membership(
-        &self,
-        group: LogId,
-        checkpoint: &Checkpoint,
-    ) -> Result<Membership, OpenError> {
+    fn membership(&self, group: LogId, checkpoint: &Checkpoint) -> Result<Membership, OpenError> {
         let Some(bytes) = self.dir.journal().get(group, FactKind::Membership) else {
             return Ok(checkpoint.membership.clone());
         };
         let journaled = Membership::decode(&bytes);
-        let journaled = journaled.ok_or(OpenError::Unreadable { log: group, what: "membership" })?;
+        let journaled =
+            journaled.ok_or(OpenError::Unreadable { log: group, what: "membership" })?;
         let is_later = journaled.index > checkpoint.membership.index;
         Ok(if is_later { journaled } else { checkpoint.membership.clone() })
+    }
+
+    /// Takes back entry `index` of a group and all after it, although they were committed: a
+    /// majority lost them to a power cut, with [`Durability::Memory`], and went on without. The
+    /// group must have been closed; opened again, it follows its leader.
+    ///
+    /// # Errors
+    /// As [`Log::truncate_suffix`].
+    pub fn rewind<M: Machine>(&mut self, group: LogId, index: u64) -> Result<(), OpenError> {
+        self.stalled.remove(&group);
+        let Some(mut log) = self.logs.remove(&group) else {
+            return Ok(());
+        };
+        let mut hard_state = self.hard_state(group)?;
+        hard_state.commit = hard_state.commit.min(index - 1);
+        let (kind, value) = (FactKind::HardState, Some(hard_state.encode()));
+        self.dir.journal().record(&[Change { log: group, kind, value }])?;
+        if index > log.reader().first_index() {
+            log.truncate_suffix(index, index - 1, None)?;
+        } else {
+            // What is left of the leader's history is gone here: begin with its snapshot.
+            let state = M::new(0).initial_checkpoint();
+            let checkpoint = Checkpoint { membership: Membership::default(), state };
+            log.reset(Tip::EMPTY, &checkpoint.encode())?;
+        }
+        log.sync()?;
+        self.dir.journal().sync()?;
+        Ok(())
     }
 
     /// Closes a group's log in order.
@@ -293,6 +335,32 @@ impl Disk {
         Ok(())
     }
 
+    /// Records how far logs are on disk that have gone idle, and sees that the journal gets there
+    /// too. To be called every tenth of a second or so.
+    ///
+    /// # Errors
+    /// As [`Self::perform`].
+    pub fn tend(&mut self, syncer: &Syncer) -> storage::Result<()> {
+        let logs = &self.logs;
+        let mut idle = self.written.extract_if(.., |group| {
+            logs.get(group).is_none_or(|log| log.synced_index() == log.tip().index)
+        });
+        // DURABILITY: without it, damage to what was synced last could pass for a torn tail.
+        let recorded = idle
+            .by_ref()
+            .filter_map(|group| logs.get(&group))
+            .try_for_each(|log| log.record_watermark().map(drop));
+        drop(idle);
+        match recorded {
+            Ok(()) | Err(storage::Error::NoSpace { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if self.dir.journal().is_dirty() {
+            syncer.submit(SyncRequest { log: None, token: NO_TOKEN });
+        }
+        Ok(())
+    }
+
     fn start(
         &mut self,
         mut persist: Persist,
@@ -332,7 +400,10 @@ impl Disk {
                     let bytes = checkpoint(group, *first_index - 1).encode();
                     log.truncate_suffix(*first_index, *committed_index, Some(&bytes))?;
                 }
-                Step::Append(entries) => append(log, entries, checkpoint)?,
+                Step::Append(entries) => {
+                    self.written.insert(group);
+                    append(log, entries, checkpoint)?;
+                }
                 Step::Record(kind, value) | Step::Hint(kind, value) => {
                     let value = Some(value.clone());
                     self.dir.journal().record(&[Change { log: group, kind: *kind, value }])?;

@@ -169,8 +169,17 @@ pub struct Group {
 impl Group {
     /// Starts a replica from what is on its disk. `seed` decides its election timeouts.
     pub fn new(config: &Config, boot: Boot, seed: u64) -> Self {
-        let Boot { id, replica, durability, hard_state, membership, start, terms, applied, entries } =
-            boot;
+        let Boot {
+            id,
+            replica,
+            durability,
+            hard_state,
+            membership,
+            start,
+            terms,
+            applied,
+            entries,
+        } = boot;
         assert!(
             start.index <= hard_state.commit && applied.index == hard_state.commit,
             "{id}: the log starts after {}, {} is applied, {} committed",
@@ -376,9 +385,13 @@ impl Group {
         if envelope.kind != MessageKind::Append || envelope.term < self.term() {
             return Ok(());
         }
-        let log = &self.node.raft.raft_log;
+        let (log, start) = (&self.node.raft.raft_log, self.start());
         let is_other = |entry: &&Entry| {
             let EntryHeader { index, term, .. } = entry.header;
+            if index < start.index {
+                // Terms only grow: this log had none as high as this so early.
+                return term > start.term;
+            }
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
         let Some(other) = envelope.entries.iter().find(is_other) else {
@@ -451,7 +464,9 @@ impl Group {
         }
         let is_leave = *change == Change::Leave;
         let is_applied = self.view().changes().is_empty();
-        if self.node.raft.has_pending_conf() || !is_applied || self.membership.is_joint() != is_leave
+        if self.node.raft.has_pending_conf()
+            || !is_applied
+            || self.membership.is_joint() != is_leave
         {
             return Err(NotProposed::ChangePending);
         }
@@ -631,8 +646,7 @@ impl Group {
         self.node.tick();
         self.give_up_snapshots();
         if self.membership.is_joint() {
-            // Whoever began the change may be gone. A refusal is tried again with the next tick.
-            let _ = self.propose_step(&Change::Leave, now_ms);
+            self.end_change(now_ms);
         }
         let oldest = self.passes.front().map_or(self.ticks, |pass| pass.since_tick);
         if self.ticks - oldest >= self.config.slow_disk_ticks {
@@ -640,9 +654,21 @@ impl Group {
         }
     }
 
+    /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
+    /// the one to leave, the others might not know that it may, and it could not tell them.
+    fn end_change(&mut self, now_ms: i64) {
+        if self.membership.voters.contains(&self.replica) {
+            // A refusal is tried again with the next tick.
+            let _ = self.propose_step(&Change::Leave, now_ms);
+        } else {
+            self.hand_over();
+        }
+    }
+
     /// A snapshot that got lost would leave its follower waiting for ever.
     fn give_up_snapshots(&mut self) {
-        let is_sent = |progress: &::raft::Progress| progress.state == ::raft::ProgressState::Snapshot;
+        let is_sent =
+            |progress: &::raft::Progress| progress.state == ::raft::ProgressState::Snapshot;
         let progress = self.node.raft.prs().iter();
         let sending: Vec<u64> = progress.filter(|(_, p)| is_sent(p)).map(|(id, _)| *id).collect();
         self.snapshots_since.retain(|id, _| sending.contains(id));
@@ -655,7 +681,7 @@ impl Group {
         }
     }
 
-    /// Gives leadership to the voter that is furthest, because this replica's disk is slow.
+    /// Gives leadership to the voter that is furthest.
     fn hand_over(&mut self) {
         if self.node.raft.lead_transferee.is_some() {
             return;
@@ -879,7 +905,8 @@ impl Group {
     /// what was applied before. Nothing depends on it, so nothing waits for it.
     fn record_commit(&mut self, token: u64, steps: &mut Vec<Step>) {
         let commit = self.committed().min(self.persisted());
-        let is_due = self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) && commit > self.recorded.commit;
+        let is_due =
+            self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) && commit > self.recorded.commit;
         let is_own_pass = self.passes.back().is_some_and(|pass| pass.token == token);
         if is_due && !is_own_pass && steps.is_empty() && self.is_running() {
             let HardState { term, vote, .. } = self.recorded;

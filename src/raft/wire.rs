@@ -103,13 +103,11 @@ impl Frame {
     pub fn decode(route: &Route, bytes: &Bytes) -> Result<Vec<Envelope>, FrameError> {
         let head_bytes = check_head(route, bytes)?;
         let count = u32_at(bytes, 12) as usize;
-        let mut decoder =
-            Decoder { bytes, at: FRAME_BYTES, head_bytes, payload_at: head_bytes };
+        let mut decoder = Decoder { bytes, at: FRAME_BYTES, head_bytes, payload_at: head_bytes };
         let mut envelopes = Vec::with_capacity(count.min(head_bytes / ENVELOPE_BYTES));
         for _ in 0..count {
             let envelope = decoder.envelope()?;
-            let is_of_route =
-                envelope.from.node() == route.from && envelope.to.node() == route.to;
+            let is_of_route = envelope.from.node() == route.from && envelope.to.node() == route.to;
             if !is_of_route {
                 return Err(FrameError::Contradiction("replicas"));
             }

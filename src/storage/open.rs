@@ -104,10 +104,13 @@ impl Opening {
     /// all, and returns the files that make up the log.
     fn tidy_up(&mut self, files: Files) -> Result<Vec<SegmentFile>> {
         let mut live = files.live;
-        // A log starts at the last segment that is no later than the recorded start in any way.
+        // A log starts at the last segment that is no later than the recorded start in any way. One
+        // without checkpoint is not what was recorded: that one was lost before it had its name.
         let is_at_start = |file: &SegmentFile| {
             let fits = |header: &SegmentHeader, start: LogStart| {
-                header.base_index() <= start.first_index && header.base_offset() <= start.offset
+                header.has_checkpoint
+                    && header.base_index() <= start.first_index
+                    && header.base_offset() <= start.offset
             };
             self.facts.start.zip(file.header.as_ref().ok()).is_some_and(|(start, h)| fits(h, start))
         };

@@ -35,9 +35,17 @@ enum Task {
     Init,
     Write(Write),
     /// `known` is the generation that was acknowledged when the commit was sent.
-    Commit { offset: u64, generation: u64, known: u64 },
-    Fence { generation: u64 },
-    Barrier { floor: u64 },
+    Commit {
+        offset: u64,
+        generation: u64,
+        known: u64,
+    },
+    Fence {
+        generation: u64,
+    },
+    Barrier {
+        floor: u64,
+    },
     /// An attempt of an incarnation that was fenced before it began.
     Zombie,
 }
@@ -169,7 +177,8 @@ impl Clients {
             7..8 => commit(ledger, ledger.generation.saturating_sub(1)),
             8..9 => {
                 let generation = ledger.generation + 1;
-                let fence = FenceGeneration { group: consumers(), generation, expire_after_idle_ms: 0 };
+                let fence =
+                    FenceGeneration { group: consumers(), generation, expire_after_idle_ms: 0 };
                 (Task::Fence { generation }, Ask::Command(Command::FenceGeneration(fence)))
             }
             9..11 if self.all[n].producer.is_some() => {
@@ -305,8 +314,12 @@ impl Clients {
         let client = &mut self.all[n];
         let ledger = self.ledgers.get_mut(&client.group).expect("every group has a ledger");
         match (task, response) {
-            (Task::Init, Response::Followed(Reply::ProducerInitialized { producer_id, producer_epoch })) => {
-                client.producer = Some(Producer { id: producer_id, producer_epoch, next_sequence: 0 });
+            (
+                Task::Init,
+                Response::Followed(Reply::ProducerInitialized { producer_id, producer_epoch }),
+            ) => {
+                client.producer =
+                    Some(Producer { id: producer_id, producer_epoch, next_sequence: 0 });
             }
             // The id may be taken by the attempt that was not heard of again: begin with another.
             (Task::Init, Response::Refused(_) | Response::Unknown) => client.producer = None,
@@ -414,5 +427,8 @@ fn commit(ledger: &Ledger, generation: u64) -> (Task, Ask) {
         leader_epoch: 1,
         metadata: Metadata::default(),
     };
-    (Task::Commit { offset, generation, known: ledger.generation }, Ask::Command(Command::OffsetCommit(commit)))
+    (
+        Task::Commit { offset, generation, known: ledger.generation },
+        Ask::Command(Command::OffsetCommit(commit)),
+    )
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use quipu::partition::Replica;
 use quipu::raft::{
-    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Shard, read_base, read_cold,
+    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Shard, read_base,
+    read_cold,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{self, Access, DataDir, Policy, Syncer};
@@ -182,6 +183,20 @@ impl Node {
         Ok(())
     }
 
+    /// Takes back what a replica should not have kept, and starts it again.
+    pub fn rewind(
+        &mut self,
+        group: LogId,
+        index: u64,
+        durability: Durability,
+    ) -> storage::Result<()> {
+        self.promised.remove(&group);
+        let live = self.live.as_mut().expect("the node runs");
+        live.inputs.push(Input::Close(group));
+        live.disk.rewind::<Replica>(group, index).map_err(storage_error)?;
+        live.open(group, self.replicas[&group], durability)
+    }
+
     /// Removes a replica that no longer counts.
     pub fn remove_replica(&mut self, group: LogId) {
         let live = self.live.as_mut().expect("replicas are removed from running nodes");
@@ -193,12 +208,14 @@ impl Node {
 }
 
 impl Live {
-    fn open(&mut self, group: LogId, replica: ReplicaId, durability: Durability) -> storage::Result<()> {
+    fn open(
+        &mut self,
+        group: LogId,
+        replica: ReplicaId,
+        durability: Durability,
+    ) -> storage::Result<()> {
         let opened = self.disk.open::<Replica>(group, replica, durability);
-        let opened = opened.map_err(|error| match error {
-            OpenError::Storage(error) => error,
-            error => panic!("{group} on {replica}: {error}"),
-        })?;
+        let opened = opened.map_err(storage_error)?;
         self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
         Ok(())
     }
@@ -239,6 +256,10 @@ impl Live {
         Ok(())
     }
 
+    pub fn tend(&mut self) -> storage::Result<()> {
+        self.disk.tend(&self.syncer)
+    }
+
     pub fn read_cold(&mut self, read: &quipu::raft::ColdRead) {
         let reader = self.disk.reader(read.group);
         let entries = reader.map(|reader| read_cold(&reader, read, Access::MayBlock));
@@ -269,5 +290,13 @@ impl Live {
 
     pub fn is_full(&self) -> bool {
         self.disk.stalled().next().is_some()
+    }
+}
+
+/// Anything else than a failing disk is a fault of the program.
+fn storage_error(error: OpenError) -> storage::Error {
+    match error {
+        OpenError::Storage(error) => error,
+        error => panic!("{error}"),
     }
 }

@@ -26,7 +26,7 @@ pub struct Plan {
     /// Mean time between faults in milliseconds.
     pub fault_every_ms: u64,
     /// Which faults there are, and how often, relative to each other.
-    pub weights: [(Fault, u64); Fault::COUNT],
+    pub weights: [(Mischief, u64); Mischief::COUNT],
     pub clients: u64,
     /// Mean time between two requests of a client, in milliseconds.
     pub think_ms: u64,
@@ -36,7 +36,7 @@ pub struct Plan {
 
 /// A fault, or something that an operator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub enum Mischief {
     Crash,
     PowerCut,
     PowerCutOfAll,
@@ -52,7 +52,7 @@ pub enum Fault {
     Retention,
 }
 
-impl Fault {
+impl Mischief {
     pub const COUNT: usize = 13;
     const ALL: [Self; Self::COUNT] = [
         Self::Crash,
@@ -74,7 +74,7 @@ impl Fault {
 impl Plan {
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let mut weight = |fault: Fault| {
+        let mut weight = |fault: Mischief| {
             let weight = match rng.below(3) {
                 0 => 0,
                 1 => rng.between(1, 4),
@@ -82,7 +82,14 @@ impl Plan {
             };
             (fault, weight)
         };
-        let weights = Fault::ALL.map(&mut weight);
+        let mut weights = Mischief::ALL.map(&mut weight);
+        let durability = if rng.chance(900) { Durability::Fsync } else { Durability::Memory };
+        if durability == Durability::Memory {
+            // When a quorum forgets what it agreed on in the middle of a change, nobody can tell
+            // any more who votes: that takes an operator.
+            let is_change = |mischief| matches!(mischief, Mischief::Change | Mischief::Wipe);
+            weights = weights.map(|(m, weight)| (m, if is_change(m) { 0 } else { weight }));
+        }
         let is_calm = rng.chance(250);
         let mut up_to = |max: u64| if is_calm { 0 } else { rng.below(max + 1) };
         let (lost, doubled, damaged) = (up_to(150), up_to(150), up_to(10));
@@ -90,7 +97,7 @@ impl Plan {
             seed,
             nodes: if rng.chance(300) { 5 } else { 3 },
             groups: rng.between(1, 4),
-            durability: if rng.chance(900) { Durability::Fsync } else { Durability::Memory },
+            durability,
             faults_ms: rng.between(4_000, 12_000),
             lost,
             doubled,
@@ -106,7 +113,7 @@ impl Plan {
         }
     }
 
-    pub fn draw_fault(&self, rng: &mut Rng) -> Option<Fault> {
+    pub fn draw_fault(&self, rng: &mut Rng) -> Option<Mischief> {
         let total: u64 = self.weights.iter().map(|(_, weight)| weight).sum();
         if total == 0 {
             return None;

@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use quipu::partition::Response;
 use quipu::raft::{
-    ColdRead, Dropped, Frame, Input, Lane, Membership, Operation, Outputs, Role, Route, Ticket,
+    ColdRead, Divergence, Dropped, Durability, Fault, Frame, Input, Lane, Membership, Operation,
+    Outputs, Role, Route, Ticket,
 };
-use quipu::storage::{self, Policy};
+use quipu::storage::{self, FactKind, Policy};
 use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
 use uuid::Uuid;
 
 use crate::clients::{Clients, Request, consumers_id};
 use crate::node::Node;
 use crate::oracle::Oracle;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Mischief, Plan};
 use crate::rng::Rng;
 
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC1));
@@ -26,17 +27,47 @@ const OPERATOR: u64 = 1 << 40;
 
 #[derive(Debug)]
 enum Event {
-    Step { node: NodeId, life: u64 },
-    Sync { node: NodeId, life: u64 },
-    Frame { from: NodeId, to: NodeId, bytes: Bytes },
+    Step {
+        node: NodeId,
+        life: u64,
+    },
+    Sync {
+        node: NodeId,
+        life: u64,
+    },
+    Frame {
+        from: NodeId,
+        to: NodeId,
+        bytes: Bytes,
+    },
     Request(Request),
-    Response { ticket: Ticket, response: Option<Response> },
+    Response {
+        ticket: Ticket,
+        response: Option<Response>,
+    },
     Client(usize),
-    Cold { node: NodeId, life: u64, read: ColdRead },
-    Base { node: NodeId, life: u64, group: LogId },
-    Start { node: NodeId },
+    Cold {
+        node: NodeId,
+        life: u64,
+        read: ColdRead,
+    },
+    Base {
+        node: NodeId,
+        life: u64,
+        group: LogId,
+    },
+    Start {
+        node: NodeId,
+    },
     Fault,
-    Retry { node: NodeId, life: u64 },
+    Retry {
+        node: NodeId,
+        life: u64,
+    },
+    Tend {
+        node: NodeId,
+        life: u64,
+    },
     /// The operator looks at the replicas and goes on with what was begun.
     Operate,
 }
@@ -137,7 +168,7 @@ impl World {
             }
         }
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
-            self.wake(id, 0);
+            self.begin(id);
         }
         for n in 0..self.clients.all.len() {
             self.after(n as u64 * 500, Event::Client(n));
@@ -159,8 +190,13 @@ impl World {
         self.run_until(faults_us, |_| false);
         self.heal();
         let limit_us = faults_us + HEAL_MS * 1000;
-        let is_done = self.run_until(limit_us, |world| world.clients.are_resting() && world.has_converged());
-        assert!(is_done, "no agreement {HEAL_MS} ms after everything was healed\n{}", self.describe());
+        let is_done =
+            self.run_until(limit_us, |world| world.clients.are_resting() && world.has_converged());
+        assert!(
+            is_done,
+            "no agreement {HEAL_MS} ms after everything was healed\n{}",
+            self.describe()
+        );
         self.check();
         self.tally.add("simulated-ms", self.time_us / 1000);
         self.tally.add("acknowledged", self.clients.acked);
@@ -219,6 +255,7 @@ impl World {
             Event::Start { node } => self.start(node),
             Event::Fault => self.fault(),
             Event::Retry { node, life } => self.retry(node, life),
+            Event::Tend { node, life } => self.tend(node, life),
             Event::Operate => self.operate(),
         }
     }
@@ -230,6 +267,13 @@ impl World {
 
     fn note(&mut self, what: u64) {
         self.trace = (self.trace ^ what).wrapping_mul(0x0100_0000_01B3) ^ self.time_us;
+    }
+
+    /// Lets a node that has started go on.
+    fn begin(&mut self, id: NodeId) {
+        let life = self.nodes[&id].life;
+        self.after(100_000, Event::Tend { node: id, life });
+        self.wake(id, 0);
     }
 
     /// Lets a node step soon.
@@ -289,6 +333,15 @@ impl World {
         }
     }
 
+    fn tend(&mut self, id: NodeId, life: u64) {
+        let Some(live) = self.live(id, life) else { return };
+        if let Err(error) = live.tend() {
+            return self.fail_stop(id, &error);
+        }
+        self.after(100_000, Event::Tend { node: id, life });
+        self.wake(id, 0);
+    }
+
     fn retry(&mut self, id: NodeId, life: u64) {
         let time_us = self.time_us;
         let node = self.nodes.get_mut(&id).expect("the node exists");
@@ -304,7 +357,8 @@ impl World {
 
     /// A failed write or sync ends the process.
     fn fail_stop(&mut self, id: NodeId, error: &storage::Error) {
-        let is_expected = matches!(error, storage::Error::Io { .. } | storage::Error::Failed { .. });
+        use storage::Error::{Failed, Io, NoSpace};
+        let is_expected = matches!(error, Io { .. } | Failed { .. } | NoSpace { .. });
         assert!(is_expected, "node {id} fails with {error}");
         self.tally.add("fail-stop", 1);
         self.nodes.get_mut(&id).expect("the node exists").crash();
@@ -320,7 +374,7 @@ impl World {
         }
         node.fs.set_capacity(None);
         match node.start(time_us, durability) {
-            Ok(()) => self.wake(id, 0),
+            Ok(()) => self.begin(id),
             Err(error) => self.fail_stop(id, &error),
         }
     }
@@ -333,7 +387,7 @@ impl World {
             self.oracle.observe(&self.nodes[&id], published, durability);
         }
         for (group, fault) in std::mem::take(&mut out.effects.faults) {
-            self.replace_diverged(id, group, &fault);
+            self.rewind(id, group, &fault);
         }
         for (reason, count) in &out.dropped {
             self.tally.add(dropped_name(*reason), *count);
@@ -378,7 +432,9 @@ impl World {
     }
 
     fn deliver(&mut self, from: NodeId, to: NodeId, bytes: &Bytes) {
-        let Some(live) = &mut self.nodes.get_mut(&to).expect("the node exists").live else { return };
+        let Some(live) = &mut self.nodes.get_mut(&to).expect("the node exists").live else {
+            return;
+        };
         match Frame::decode(&Route { cluster: CLUSTER, from, to }, bytes) {
             Ok(envelopes) => live.inputs.push(Input::Envelopes(envelopes)),
             Err(_) => self.tally.add("frame-refused", 1),
@@ -491,10 +547,18 @@ impl World {
         if !ready.is_empty() {
             return Some(come.collect());
         }
+        if let Some(gone) = present.difference(wanted).find(|id| !is_made(id)) {
+            return Some(vec![Operation::Remove(*gone)]);
+        }
         // A node has one replica of a group at a time: the old one goes first.
         let homes: BTreeSet<_> = wanted.iter().map(|id| id.node()).collect();
         let is_in_the_way = |id: &&ReplicaId| homes.contains(&id.node()) && !wanted.contains(id);
-        let has_others = |id: &&ReplicaId| !voters.contains(id) || voters.len() > 1;
+        // Not when those that stay have no majority any more, because a disk of theirs is gone.
+        let has_others = |id: &&ReplicaId| {
+            let rest: Vec<_> = voters.iter().filter(|voter| voter != id).collect();
+            let alive = rest.iter().filter(|voter| is_made(voter)).count();
+            !voters.contains(id) || 2 * alive > rest.len()
+        };
         let other = present.iter().filter(is_in_the_way).find(has_others);
         let stray = membership.learners.iter().find(|id| !wanted.contains(id));
         other.or(stray).map(|id| vec![Operation::Remove(*id)])
@@ -518,17 +582,38 @@ impl World {
         }
         match node.add_replica(group, replica, None, durability) {
             Ok(()) => self.wake(replica.node(), 0),
+            // The operator comes by again.
+            Err(storage::Error::NoSpace { .. }) => {}
             Err(error) => self.fail_stop(replica.node(), &error),
         }
     }
 
+    /// True if a majority of the voters has the membership on disk. Before that, replicas that it
+    /// does not know may still be needed to find out that it holds.
+    fn is_on_disk(&self, group: LogId, membership: &Membership) -> bool {
+        membership.is_quorum(|voter| {
+            let live = self.nodes[&voter.node()].live.as_ref();
+            live.is_some_and(|live| {
+                let journal = live.disk.dir().journal();
+                let value = journal.get(group, FactKind::Membership);
+                let found = value.and_then(|value| Membership::decode(&value));
+                let has_it = found.is_some_and(|found| found.index >= membership.index);
+                (has_it || membership.index == 0) && !journal.is_dirty()
+            })
+        })
+    }
+
     /// Removes replicas that the settled membership does not know.
     fn remove_strays(&mut self, group: LogId, membership: &Membership) {
+        if !self.is_on_disk(group, membership) {
+            return;
+        }
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             let node = self.nodes.get_mut(&id).expect("the node exists");
             let Some(replica) = node.replicas.get(&group).copied() else { continue };
             let is_known = membership.contains(replica) || self.wanted[&group].contains(&replica);
-            let has_group = node.live.as_ref().is_some_and(|live| live.shard.group(group).is_some());
+            let has_group =
+                node.live.as_ref().is_some_and(|live| live.shard.group(group).is_some());
             if !is_known && has_group {
                 node.remove_replica(group);
                 self.tally.add("replica-removed", 1);
@@ -552,50 +637,50 @@ impl World {
         }
     }
 
-    fn inflict(&mut self, fault: Fault) {
+    fn inflict(&mut self, fault: Mischief) {
         let id = NodeId(self.rng.between(1, self.plan.nodes));
         let long_us = self.rng.between(20, 2_000) * 1000;
         let time_us = self.time_us;
         match fault {
-            Fault::Crash => self.take_down(id, long_us, false),
-            Fault::PowerCut => self.take_down(id, long_us, true),
-            Fault::PowerCutOfAll => {
+            Mischief::Crash => self.take_down(id, long_us, false),
+            Mischief::PowerCut => self.take_down(id, long_us, true),
+            Mischief::PowerCutOfAll => {
                 self.tally.add("power-cut-of-all", 1);
                 for id in self.nodes.keys().copied().collect::<Vec<_>>() {
                     let down_us = self.rng.between(20, 600) * 1000;
                     self.take_down(id, down_us, true);
                 }
             }
-            Fault::Partition => {
+            Mischief::Partition => {
                 self.tally.add("partition", 1);
                 self.cut.clear();
                 if self.rng.chance(800) {
                     self.cut_in_two();
                 }
             }
-            Fault::OneWayCut => {
+            Mischief::OneWayCut => {
                 self.tally.add("one-way-cut", 1);
                 let other = NodeId(self.rng.between(1, self.plan.nodes));
                 self.cut.insert((id, other));
             }
-            Fault::Pause => {
+            Mischief::Pause => {
                 self.tally.add("pause", 1);
                 let pause_us = if self.rng.chance(50) { 60_000_000 } else { long_us };
                 self.nodes.get_mut(&id).unwrap().paused_until_us = time_us + pause_us;
             }
-            Fault::SlowDisk => {
+            Mischief::SlowDisk => {
                 self.tally.add("slow-disk", 1);
                 self.nodes.get_mut(&id).unwrap().slow_until_us = time_us + long_us;
             }
-            Fault::FullDisk => self.fill_disk(id, long_us),
-            Fault::FailedSync => {
+            Mischief::FullDisk => self.fill_disk(id, long_us),
+            Mischief::FailedSync => {
                 let skip = self.rng.below(10);
                 self.nodes[&id].fs.fail_sync(skip);
             }
-            Fault::Wipe => self.wipe(id),
-            Fault::Change => self.change_wanted(),
-            Fault::Transfer => self.transfer(),
-            Fault::Retention => self.retain(id),
+            Mischief::Wipe => self.wipe(id),
+            Mischief::Change => self.change_wanted(),
+            Mischief::Transfer => self.transfer(),
+            Mischief::Retention => self.retain(id),
         }
         let skew = self.rng.between(0, 4_000).cast_signed() - 2_000;
         if self.rng.chance(100) {
@@ -663,7 +748,7 @@ impl World {
                 wanted.insert(ReplicaId::new(id, self.incarnations));
             }
         }
-        self.wake(id, 0);
+        self.begin(id);
     }
 
     /// True if every wanted replica has all that is committed, on disk, and nobody else counts.
@@ -678,7 +763,8 @@ impl World {
             });
             found.is_some_and(|found| {
                 let voters: BTreeSet<_> = found.membership().voters.iter().copied().collect();
-                let is_plain = !found.membership().is_joint() && found.membership().learners.is_empty();
+                let is_plain =
+                    !found.membership().is_joint() && found.membership().learners.is_empty();
                 found.persisted() >= index && is_plain && voters == self.wanted[&group]
             })
         })
@@ -719,18 +805,21 @@ impl World {
         self.tally.add("membership-wanted", 1);
     }
 
-    /// A replica that kept what a majority lost has to go.
-    fn replace_diverged(&mut self, id: NodeId, group: LogId, fault: &quipu::raft::Fault) {
+    /// A replica that kept what a majority lost takes it back.
+    fn rewind(&mut self, id: NodeId, group: LogId, fault: &Fault) {
+        let index = match fault {
+            Fault::Diverged(Divergence::Committed { index, .. }) => *index,
+            _ => u64::MAX,
+        };
         assert!(
-            self.plan.durability == quipu::raft::Durability::Memory,
+            self.plan.durability == Durability::Memory && index < u64::MAX,
             "node {id}: {group} stopped: {fault}"
         );
-        self.tally.add("diverged-in-memory-class", 1);
-        let old = self.nodes[&id].replicas[&group];
-        let wanted = self.wanted.get_mut(&group).expect("the group exists");
-        if wanted.remove(&old) {
-            self.incarnations += 1;
-            wanted.insert(ReplicaId::new(id, self.incarnations));
+        self.tally.add("rewound-in-memory-class", 1);
+        let node = self.nodes.get_mut(&id).expect("the node exists");
+        match node.rewind(group, index, Durability::Memory) {
+            Ok(()) => self.wake(id, 0),
+            Err(error) => self.fail_stop(id, &error),
         }
     }
 
@@ -749,7 +838,9 @@ impl World {
         let Some(bytes) = self.plan.retention_bytes else { return };
         let policy = Policy { bytes: Some(bytes), ..Policy::default() };
         let now = self.nodes[&id].now(self.time_us);
-        let Some(live) = &mut self.nodes.get_mut(&id).expect("the node exists").live else { return };
+        let Some(live) = &mut self.nodes.get_mut(&id).expect("the node exists").live else {
+            return;
+        };
         // Inputs that wait could still move what is settled.
         match live.retain(&policy, now) {
             Ok(moved) => self.tally.add("log-start-moved", moved),

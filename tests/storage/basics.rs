@@ -267,7 +267,8 @@ fn dropped_segments_become_spares_and_their_old_content_never_shows() {
         append(&mut log, 1, 100).unwrap();
         if n % 20 == 0 {
             log.sync().unwrap();
-            log.retain(&Policy { bytes: Some(4 * 8192), ..Policy::default() }, u64::MAX, 0).unwrap();
+            log.retain(&Policy { bytes: Some(4 * 8192), ..Policy::default() }, u64::MAX, 0)
+                .unwrap();
             dir.journal().sync().unwrap();
             log.reclaim().unwrap();
         }

@@ -375,3 +375,26 @@ fn starts_by(path: &Path, index: u64) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.split('-').next().unwrap().parse::<u64>().unwrap() <= index
 }
+
+#[test]
+fn the_only_checkpoint_stays_when_the_segment_that_was_to_be_the_first_is_lost() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for _ in 0..8 {
+        append(&mut log, 1, 100).unwrap();
+    }
+    log.sync().unwrap();
+    log.roll(&mut checkpoint).unwrap();
+    log.advance_log_start(8, u64::MAX).unwrap();
+    dir.journal().sync().unwrap();
+    drop((dir, log));
+    // The new first segment never got its name; another one without checkpoint takes its place.
+    fs.power_cut(|_| false);
+    let (dir, mut log, _) = reopen(&fs);
+    log.truncate_suffix(9, 8, None).unwrap();
+    log.sync().unwrap();
+    drop((dir, log));
+    let (_dir, log, _) = reopen(&fs);
+    let found = log.reader().checkpoint_before(8).unwrap();
+    assert!(found.is_some(), "a log without checkpoint cannot be opened by its replica");
+}
