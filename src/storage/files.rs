@@ -19,9 +19,10 @@ pub(super) struct SegmentFile {
     pub(super) base_index: u64,
     pub(super) generation: u64,
     pub(super) bytes: u64,
-    /// The header, or why neither copy can be read.
+    /// The header, or why neither copy can be read or is of the segment that the name stands for.
     pub(super) header: Result<SegmentHeader, Damage>,
-    /// The copies of the header that are damaged, by number, when the other one is good.
+    /// The copies of the header that are damaged or of another segment, by number, when the other
+    /// one is good.
     pub(super) bad_copies: Vec<usize>,
 }
 
@@ -32,8 +33,13 @@ pub(super) struct Files {
     pub(super) live: Vec<SegmentFile>,
     /// Those that a later generation has made void.
     pub(super) void: Vec<SegmentFile>,
-    /// Those of which neither header copy can be read.
+    /// Those of which neither header copy can be read, or is of the segment that the name stands
+    /// for.
     pub(super) unreadable: Vec<SegmentFile>,
+    /// The same, of names that a segment which counts has made void. The name was removed once and
+    /// is back: a power cut can undo that, and on a file system that journals names but not content
+    /// it may then lead to blocks that another file has taken.
+    pub(super) outdated: Vec<SegmentFile>,
     /// Names that do not belong here.
     pub(super) unknown: Vec<PathBuf>,
     /// The highest generation that any file's name has.
@@ -44,7 +50,7 @@ impl Files {
     /// Reads the directory of log `log`.
     ///
     /// # Errors
-    /// [`Error::FutureVersion`], or [`Error::Foreign`] for a segment of another log.
+    /// [`Error::FutureVersion`], or what the system said.
     pub(super) fn read(fs: &dyn Fs, dir: &Path, log: LogId) -> Result<Self> {
         let mut files = Self::default();
         let mut found = Vec::new();
@@ -59,9 +65,11 @@ impl Files {
             }
         }
         files.generation_max = found.iter().map(|file| file.generation).max().unwrap_or(0);
-        let (readable, unreadable) = found.into_iter().partition(|file| file.header.is_ok());
-        files.unreadable = unreadable;
+        let (readable, unreadable): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|file| file.header.is_ok());
         files.sort_out(readable);
+        let is_outdated = |file: &SegmentFile| files.is_outdated(file);
+        (files.outdated, files.unreadable) = unreadable.into_iter().partition(is_outdated);
         Ok(files)
     }
 
@@ -103,6 +111,16 @@ impl Files {
         let is_ordered = |pair: &[SegmentFile]| pair[0].base_index < pair[1].base_index;
         assert!(self.live.windows(2).all(is_ordered), "two segments of one base index count");
     }
+
+    /// True if the name of a file alone says that a segment which counts has made it void: that one
+    /// was born later than this can have been.
+    fn is_outdated(&self, file: &SegmentFile) -> bool {
+        let voids = |header: &SegmentHeader| {
+            let reaches = header.base_index() <= file.base_index || header.origin == Origin::Reset;
+            header.birth > file.generation && reaches
+        };
+        self.live.iter().filter_map(|file| file.header.as_ref().ok()).any(voids)
+    }
 }
 
 fn read_head(
@@ -120,22 +138,18 @@ fn read_head(
             return Err(Error::FutureVersion { path, found: *found, supported: VERSION });
         }
     }
-    let good = copies.iter().flatten().next().copied();
+    let place = |header: &SegmentHeader| check_place(header, log, base_index, generation);
+    let good = copies.iter().flatten().find(|header| place(header).is_ok()).copied();
     let differs = |n: &usize| good.is_some_and(|good| copies[*n] != Ok(good));
     let bad_copies = (0..copies.len()).filter(differs).collect();
-    let damage = || {
-        let what =
-            copies.iter().find_map(|copy| copy.err()).map_or(String::new(), |e| e.to_string());
-        Damage {
-            file: path.clone(),
-            position: 0,
-            what: format!("neither header can be read: {what}"),
-        }
-    };
-    let header = good.ok_or_else(damage);
-    if let Ok(header) = &header {
-        check_place(&path, header, log, base_index, generation)?;
-    }
+    let header = good.ok_or_else(|| {
+        let strange = copies.iter().flatten().find_map(|header| place(header).err());
+        let what = strange.unwrap_or_else(|| {
+            let what = copies.iter().find_map(|copy| copy.err()).map(|error| error.to_string());
+            format!("neither header can be read: {}", what.unwrap_or_default())
+        });
+        Damage { file: path.clone(), position: 0, what }
+    });
     Ok(SegmentFile { path, base_index, generation, bytes, header, bad_copies })
 }
 
@@ -148,20 +162,22 @@ fn read_copy(file: &dyn File, position: u64) -> Result<SegmentHeader, SegmentHea
     }
 }
 
-/// Refuses a file that says of itself that it belongs elsewhere.
+/// Checks that a header is of the segment that the file's place and name stand for.
+///
+/// # Errors
+/// In words.
 fn check_place(
-    path: &Path,
     header: &SegmentHeader,
     log: LogId,
     base_index: u64,
     generation: u64,
-) -> Result<()> {
-    let reason = if header.log != log {
-        format!("the segment belongs to log {}, its directory to {log}", header.log)
-    } else if (header.base_index(), header.generation) != (base_index, generation) {
-        format!("the file's name does not fit its header, which asks for {}", header.file_name())
-    } else {
-        return Ok(());
-    };
-    Err(Error::Foreign { path: path.to_path_buf(), reason })
+) -> Result<(), String> {
+    if header.log != log {
+        return Err(format!("the segment belongs to log {}, its directory to {log}", header.log));
+    }
+    if (header.base_index(), header.generation) != (base_index, generation) {
+        let fitting = header.file_name();
+        return Err(format!("the file's name does not fit its header, which asks for {fitting}"));
+    }
+    Ok(())
 }

@@ -37,8 +37,13 @@ pub(super) fn open(
 ) -> Result<(Log, RecoveryReport)> {
     let dir: Arc<Path> = context.log_dir(id).into();
     let files = Files::read(&*context.fs, &dir, id)?;
-    if files.live.is_empty() && files.unreadable.is_empty() {
-        return Err(Error::UnknownLog { log: id, path: context.root.clone() });
+    if files.live.is_empty() {
+        // A log whose files are all strange or damaged is not taken for one that never was.
+        let Some(file) = files.unreadable.first() else {
+            return Err(Error::UnknownLog { log: id, path: context.root.clone() });
+        };
+        let reason = file.header.as_ref().err().map_or(String::new(), |damage| damage.what.clone());
+        return Err(Error::Foreign { path: file.path.clone(), reason });
     }
     let facts = Facts::read(context, id, class, &files);
     let (segments, faulty) = (Vec::new(), Vec::new());
@@ -117,7 +122,7 @@ impl Opening {
         let count = live.iter().rposition(is_at_start).unwrap_or(0);
         let superfluous: Vec<_> = files.void.into_iter().chain(live.drain(..count)).collect();
         self.keep_promise_of(&files.unreadable, &live)?;
-        let is_sure = files.unreadable.is_empty();
+        let is_sure = files.unreadable.is_empty() && files.outdated.is_empty();
         for file in superfluous {
             // What a file that cannot be read would have said of the others is not known.
             if is_sure {
@@ -127,18 +132,14 @@ impl Opening {
             }
             remove_if_there(&*self.context.fs, &file.path.with_extension("idx"))?;
         }
-        let strange = files.unreadable.into_iter().map(|file| file.path).chain(files.unknown);
-        strange.into_iter().try_for_each(|path| self.quarantine(&path))?;
-        if live.is_empty() {
-            let reason = "no segment of this log can be read".to_owned();
-            return Err(Error::Foreign { path: self.dir.to_path_buf(), reason });
-        }
+        let unreadable = files.unreadable.into_iter().chain(files.outdated).map(|file| file.path);
+        unreadable.chain(files.unknown).try_for_each(|path| self.quarantine(&path))?;
         Ok(live)
     }
 
-    /// A last segment whose header is gone was on disk, head and first entries, before it got its
-    /// name. The promise of at least one entry goes to the journal, so that the file can be set
-    /// aside.
+    /// A last segment whose header is gone, or is of another, was on disk, head and first entries,
+    /// before it got its name. The promise of at least one entry goes to the journal, so that the
+    /// file can be set aside.
     fn keep_promise_of(&mut self, unreadable: &[SegmentFile], live: &[SegmentFile]) -> Result<()> {
         let last_base = live.last().map_or(0, |file| file.base_index);
         let lost = unreadable.iter().map(|file| file.base_index).max();

@@ -206,11 +206,9 @@ impl<'a> Scanner<'a> {
     /// Shows the visitor a frame whose payload was checked just before.
     fn show(&mut self, position: u64, header: &EntryHeader) {
         let start = position + HEADER_BYTES as u64;
-        let len = header.payload_len as usize;
-        // A file that was cut short may end in the padding.
-        let rest = self.window.file_bytes.min(position + header.frame_bytes()) - start;
-        let bytes = self.window.bytes(start, rest as usize).unwrap_or_default();
-        let Some((payload, padding)) = bytes.split_at_checked(len) else {
+        let rest = header.frame_bytes() as usize - HEADER_BYTES;
+        let bytes = self.window.bytes(start, rest).unwrap_or_default();
+        let Some((payload, padding)) = bytes.split_at_checked(header.payload_len as usize) else {
             return;
         };
         let frame = Frame { run: self.run, position, header, payload, padding };
@@ -245,10 +243,12 @@ impl<'a> Scanner<'a> {
         bytes.is_ok_and(EntryHeader::is_plausible)
     }
 
+    /// Checks the rest of a frame. A file that ends in its padding was cut short, and whoever goes
+    /// on behind the frame counts on all of it.
     fn check_payload(&mut self, position: u64, header: &EntryHeader) -> Result<(), String> {
         let start = position + HEADER_BYTES as u64;
-        let bytes = self.window.bytes(start, header.payload_len as usize)?;
-        let found = crc32fast::hash(bytes);
+        let bytes = self.window.bytes(start, header.frame_bytes() as usize - HEADER_BYTES)?;
+        let found = crc32fast::hash(&bytes[..header.payload_len as usize]);
         if found == header.payload_crc {
             return Ok(());
         }

@@ -254,7 +254,7 @@ fn files_that_do_not_belong_are_noted() {
 }
 
 #[test]
-fn a_segment_of_another_log_cannot_be_inspected_and_the_rest_can() {
+fn a_segment_of_another_log_is_damage_and_the_rest_is_inspected() {
     let fixture = Fixture::closed(20);
     let dir = fixture.open();
     let second = quipu::types::LogId(uuid::Uuid::from_u128(0x52));
@@ -265,9 +265,13 @@ fn a_segment_of_another_log_cannot_be_inspected_and_the_rest_can() {
     let strange = strange.join("00000000000000000099-00000009.seg");
     fs::copy(from, &strange).unwrap();
     let report = document("verify", &fixture.root(), 1);
-    assert_eq!(report["failures"][0]["file"], path(&strange));
-    assert!(report["failures"][0]["what"].as_str().unwrap().contains("belongs to log"));
-    assert_eq!(report["totals"]["entries"], 20);
+    // Its name says that there was an entry 99, so what should lead up to it is missing too.
+    let damage = report["damage"].as_array().unwrap();
+    assert!(damage[0]["what"].as_str().unwrap().contains("entries 6 to 98"), "{damage:?}");
+    assert_eq!(damage[1]["file"], path(&strange));
+    assert!(damage[1]["what"].as_str().unwrap().contains("belongs to log"), "{damage:?}");
+    assert_eq!(damage.len(), 2);
+    assert_eq!(report["totals"]["entries"], 25);
 }
 
 #[test]

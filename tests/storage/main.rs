@@ -9,6 +9,7 @@ mod doubles;
 mod exhaustive;
 mod faults;
 mod hardship;
+mod misplaced;
 mod model;
 mod promises;
 mod real_input;

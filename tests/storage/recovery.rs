@@ -183,6 +183,25 @@ fn an_unreadable_sector_is_damage_with_its_place_and_no_panic() {
 }
 
 #[test]
+fn a_file_that_ends_in_the_padding_of_its_last_frame_is_damaged_and_opens() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    for payload_len in [100, 100, 101] {
+        append(&mut log, 1, payload_len).unwrap();
+        log.sync().unwrap();
+    }
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let end = 4608 + 2 * 184 + 80 + 101;
+    fs.damage(&segment_paths(&fs)[0].clone(), |bytes| bytes.truncate(end + 1));
+    let (_dir, mut log, report) = reopen(&fs);
+    assert_eq!((report.case, report.last_index), (Case::TornTail, 2), "{report:?}");
+    append(&mut log, 1, 101).unwrap();
+    log.sync().unwrap();
+    assert_eq!(read_all(&log).len(), 3);
+}
+
+#[test]
 fn files_that_nobody_knows_are_set_aside_and_never_deleted() {
     let fs = synced_log(3);
     let stray = segment_paths(&fs)[0].with_file_name("notes.txt");

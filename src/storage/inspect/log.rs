@@ -92,7 +92,8 @@ pub(super) fn examine(subject: &Subject<'_>, reading: &mut Reading<'_>) -> Exami
 fn list_files(subject: &Subject<'_>) -> Result<Files> {
     let tries = if subject.facts_now.is_some() { LIST_TRIES } else { 1 };
     let list = || Files::read(subject.fs, subject.dir, subject.log);
-    (1..tries).find_map(|_| list().ok()).map_or_else(list, Ok)
+    let list_whole = |_| list().ok().filter(|files| files.unreadable.is_empty());
+    (1..tries).find_map(list_whole).map_or_else(list, Ok)
 }
 
 struct Examination<'a> {
@@ -164,12 +165,9 @@ impl<'a> Examination<'a> {
             self.note(&path, 0, "this file does not belong here; the next open sets it aside");
             self.done.report.unknown.push(path);
         }
-        let is_residue =
-            |file: &SegmentFile| file.header.is_err() && self.watermark.index < file.base_index;
-        if self.facts.is_known && live.last().is_some_and(is_residue) {
-            let residue = live.pop().expect("the last file was looked at");
-            let what = "the remains of a segment that never counted; the next open sets it aside";
-            self.note(&residue.path, 0, what);
+        for file in files.outdated {
+            let what = "the remains of a segment that was removed; the next open sets them aside";
+            self.note(&file.path, 0, what);
         }
         live
     }

@@ -9,6 +9,8 @@ mod edits;
 pub(crate) mod entry_decode;
 pub(crate) mod index_parse;
 pub(crate) mod journal_open;
+pub(crate) mod log_open;
+mod sample;
 pub(crate) mod segment_open;
 
 /// A target: the name of its folder in `tests/fuzz/corpus`, and its body.
@@ -20,5 +22,6 @@ pub(crate) const TARGETS: &[Target] = &[
     ("entry_decode", entry_decode::run),
     ("index_parse", index_parse::run),
     ("journal_open", journal_open::run),
+    ("log_open", log_open::run),
     ("segment_open", segment_open::run),
 ];

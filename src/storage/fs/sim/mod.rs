@@ -161,6 +161,12 @@ impl SimFs {
         Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
+    /// Puts the disk back to what a fork of it holds. Files that were open then stay open.
+    pub fn put_back(&self, fork: &Self) {
+        let copy = fork.fork();
+        std::mem::swap(&mut *self.lock_disk(), &mut *copy.lock_disk());
+    }
+
     /// Starts to record what is done.
     pub fn start_trace(&self) {
         self.lock_disk().trace = Some(Vec::new());
