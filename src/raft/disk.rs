@@ -342,15 +342,14 @@ impl Disk {
     /// As [`Self::perform`].
     pub fn tend(&mut self, syncer: &Syncer) -> storage::Result<()> {
         let logs = &self.logs;
-        let mut idle = self.written.extract_if(.., |group| {
-            logs.get(group).is_none_or(|log| log.synced_index() == log.tip().index)
-        });
+        let is_idle =
+            |group: &LogId| logs.get(group).is_none_or(|log| log.synced_index() == log.tip().index);
+        let (idle, busy) = std::mem::take(&mut self.written).into_iter().partition(is_idle);
+        self.written = busy;
+        let idle: BTreeSet<LogId> = idle;
         // DURABILITY: without it, damage to what was synced last could pass for a torn tail.
-        let recorded = idle
-            .by_ref()
-            .filter_map(|group| logs.get(&group))
-            .try_for_each(|log| log.record_watermark().map(drop));
-        drop(idle);
+        let mut idle = idle.iter().filter_map(|group| logs.get(group));
+        let recorded = idle.try_for_each(|log| log.record_watermark().map(drop));
         match recorded {
             Ok(()) | Err(storage::Error::NoSpace { .. }) => {}
             Err(error) => return Err(error),

@@ -383,9 +383,8 @@ pub(super) fn type_of(kind: Kind) -> EntryType {
 }
 
 fn stub_of(header: &EntryHeader) -> RaftEntry {
-    let mut stub = RaftEntry::default();
-    stub.index = header.index;
-    stub.term = header.term;
+    let (index, term) = (header.index, header.term);
+    let mut stub = RaftEntry { index, term, ..RaftEntry::default() };
     stub.set_entry_type(type_of(header.kind));
     stub
 }

@@ -8,7 +8,6 @@ use crate::rng::Rng;
 /// never happen in it and others all the time.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub seed: u64,
     pub nodes: u64,
     pub groups: u64,
     pub durability: Durability,
@@ -94,7 +93,6 @@ impl Plan {
         let mut up_to = |max: u64| if is_calm { 0 } else { rng.below(max + 1) };
         let (lost, doubled, damaged) = (up_to(150), up_to(150), up_to(10));
         Self {
-            seed,
             nodes: if rng.chance(300) { 5 } else { 3 },
             groups: rng.between(1, 4),
             durability,

@@ -899,7 +899,7 @@ impl World {
             for node in self.nodes.values() {
                 let live = node.live.as_ref().and_then(|live| live.shard.group(*group));
                 text += &format!("  node {}: {:?} {live:?}", node.id, node.replicas.get(group));
-                text += &format!(" {:?}\n", live.map(|group| group.membership()));
+                text += &format!(" {:?}\n", live.map(quipu::raft::Group::membership));
             }
         }
         text + &format!("{:?}", self.clients.all)

@@ -71,7 +71,7 @@ fn a_name_that_retention_removed_may_come_back_with_the_bytes_of_another() {
     let fs = SimFs::new();
     let (dir, mut log) = two_logs(&fs);
     let before = own_segments(&fs);
-    log.advance_log_start(60).unwrap();
+    log.advance_log_start(60, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     log.reclaim().unwrap();
     let first = log.reader().first_index();

@@ -1,0 +1,372 @@
+//! One replica of one group: raft-rs, driven by the rules that keep its promises.
+//!
+//! A group takes messages, proposals, ticks and the news of what is on disk, and says what is to be
+//! written and sent. It reads and writes nothing itself.
+//!
+//! # Rules
+//! * **What rests on the disk waits for the disk.** The messages of a follower or candidate leave
+//!   in the order in which raft-rs made them, each after everything made before it is durable. A
+//!   leader's leave at once, but not before its term and vote are durable.
+//! * **The library hears of durability before the world does.** Else an answer could come back
+//!   before it knows what it has on disk.
+//! * **The commit index in the journal is of an entry on this disk.** After a power cut it would
+//!   else say of an old, uncommitted entry that it is committed.
+//! * **A snapshot is finished before anything else happens to the group.**
+//! * **A replica applies all membership changes that must be committed before it seeks election.**
+//!   raft-rs switches the membership when a change is applied, so a replica that is behind would
+//!   count the wrong voters. A leader proposes a change only after applying the one before, so all
+//!   changes in a log but the last one are committed, whatever the replica has been told.
+//! * **A leader that is no voter any more steps down** when it applies the change.
+
+mod propose;
+mod ready;
+mod receive;
+mod tick;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ::raft::{GetEntriesContext, RawNode, StateRole};
+use bytes::Bytes;
+
+use super::config::Config;
+use super::effects::{Effects, Fault};
+use super::envelope::{Envelope, Lane};
+use super::hard_state::HardState;
+use super::log_view::{LogView, TermStart};
+use super::membership::Membership;
+use crate::storage::{Entry, Kind, Tip};
+use crate::types::{LogId, ReplicaId};
+
+/// When an entry counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it is on disk.
+    Fsync,
+    /// Once the operating system has it: a power cut of a majority loses what was acknowledged.
+    Memory,
+}
+
+/// Everything a group starts from: what its log and the journal say.
+#[derive(Debug)]
+pub struct Boot {
+    /// The group.
+    pub id: LogId,
+    /// This replica.
+    pub replica: ReplicaId,
+    /// What entries wait for.
+    pub durability: Durability,
+    /// Term, vote and commit; the commit within the log.
+    pub hard_state: HardState,
+    /// The replicas.
+    pub membership: Membership,
+    /// The tip right before the log's first entry.
+    pub start: Tip,
+    /// Where terms begin, the first one at or before the log's first entry.
+    pub terms: Vec<TermStart>,
+    /// The tip at the commit index: what the state machine has applied.
+    pub applied: Tip,
+    /// All entries after that. Payloads of record batches may be missing.
+    pub entries: Vec<Entry>,
+}
+
+/// An entry that is to be proposed: what its proposer knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// What it is.
+    pub kind: Kind,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Their CRC-32, computed or verified where they came in.
+    pub payload_crc: u32,
+    /// Records in it.
+    pub record_count: u32,
+    /// Format and codec.
+    pub format: u8,
+    /// Producer, or 0.
+    pub producer_id: u64,
+    /// The producer's incarnation.
+    pub producer_epoch: u16,
+    /// Sequence number of the first record.
+    pub base_sequence: u32,
+}
+
+impl Draft {
+    /// A draft without records.
+    pub fn new(kind: Kind, payload: Bytes) -> Self {
+        let payload_crc = crc32fast::hash(&payload);
+        Self {
+            kind,
+            payload,
+            payload_crc,
+            record_count: 0,
+            format: 0,
+            producer_id: 0,
+            producer_epoch: 0,
+            base_sequence: 0,
+        }
+    }
+}
+
+/// What a replica is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It follows, or knows no leader.
+    Follower,
+    /// It seeks election.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+/// What was handed out to be made durable, and what waits for it.
+#[derive(Debug)]
+struct Pass {
+    token: u64,
+    /// The last ready of raft-rs that it covers.
+    ready: u64,
+    held: Vec<(Lane, Envelope)>,
+    is_done: bool,
+    /// It holds a term or a vote.
+    has_vote: bool,
+    /// Index of the snapshot it installs.
+    restores: Option<u64>,
+    since_tick: u64,
+}
+
+/// One replica of one group.
+pub struct Group {
+    id: LogId,
+    replica: ReplicaId,
+    durability: Durability,
+    config: Config,
+    node: RawNode<LogView>,
+    membership: Membership,
+    /// Entries of ours that raft-rs has taken and not yet handed out, in order.
+    proposed: VecDeque<Entry>,
+    passes: VecDeque<Pass>,
+    /// What the journal was last told.
+    recorded: HardState,
+    /// A snapshot is being installed: nothing else happens until it is durable.
+    is_restoring: bool,
+    fault: Option<Fault>,
+    /// Found while a message was taken; reported with the next [`Self::advance`].
+    pending_fault: Option<Fault>,
+    /// Followers that wait for entries from disk, by the first index they want.
+    fetching: BTreeMap<u64, Vec<GetEntriesContext>>,
+    is_fetching_base: bool,
+    snapshot_until_tick: u64,
+    /// Since when a follower is being sent a snapshot.
+    snapshots_since: BTreeMap<u64, u64>,
+    ticks: u64,
+    last_busy_tick: u64,
+    seed: u64,
+    /// What the present election timeout was drawn for.
+    drawn_for: (u64, StateRole, u64),
+    draws: u64,
+    reads: Vec<(u64, u64)>,
+}
+
+impl Group {
+    /// Starts a replica from what is on its disk. `seed` decides its election timeouts.
+    pub fn new(config: &Config, boot: Boot, seed: u64) -> Self {
+        let Boot {
+            id,
+            replica,
+            durability,
+            hard_state,
+            membership,
+            start,
+            terms,
+            applied,
+            entries,
+        } = boot;
+        assert!(
+            start.index <= hard_state.commit && applied.index == hard_state.commit,
+            "{id}: the log starts after {}, {} is applied, {} committed",
+            start.index,
+            applied.index,
+            hard_state.commit
+        );
+        let is_new = start == Tip::EMPTY;
+        assert!(is_new || !membership.voters.is_empty(), "{id}: a log has a membership");
+        let view = LogView::new(hard_state, membership.clone(), start, terms, applied, entries);
+        let raft = config.to_raft(replica.0, hard_state.commit);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let node = RawNode::new(&raft, view, &logger).expect("the configuration is valid");
+        Self {
+            id,
+            replica,
+            durability,
+            config: config.clone(),
+            node,
+            membership,
+            proposed: VecDeque::new(),
+            passes: VecDeque::new(),
+            recorded: hard_state,
+            is_restoring: false,
+            fault: None,
+            pending_fault: None,
+            fetching: BTreeMap::new(),
+            is_fetching_base: false,
+            snapshot_until_tick: 0,
+            snapshots_since: BTreeMap::new(),
+            ticks: 0,
+            last_busy_tick: 0,
+            seed,
+            drawn_for: (u64::MAX, StateRole::Follower, 0),
+            draws: 0,
+            reads: Vec::new(),
+        }
+    }
+
+    /// The group.
+    pub fn id(&self) -> LogId {
+        self.id
+    }
+
+    /// This replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// What entries wait for.
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// The replicas, as this one knows them.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The present term.
+    pub fn term(&self) -> u64 {
+        self.node.raft.term
+    }
+
+    /// What the replica is.
+    pub fn role(&self) -> Role {
+        match self.node.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        }
+    }
+
+    /// The leader of the present term, if it is known.
+    pub fn leader(&self) -> Option<ReplicaId> {
+        let id = self.node.raft.leader_id;
+        (id != 0).then_some(ReplicaId(id))
+    }
+
+    /// Highest index known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// Highest index that counts as stored on this replica.
+    pub fn persisted(&self) -> u64 {
+        self.node.raft.raft_log.persisted
+    }
+
+    /// Highest index that a state machine may apply: committed, and stored here as well. Were it
+    /// ahead of the disk, there would be no state for the segments that are still to be begun.
+    pub fn applicable(&self) -> u64 {
+        self.committed().min(self.persisted())
+    }
+
+    /// Entries up to here are committed, stored and followed: retention may drop them.
+    pub fn settled(&self) -> u64 {
+        self.node.raft.raft_log.applied.min(self.applicable())
+    }
+
+    /// Index of the last entry, proposals included.
+    pub fn last_index(&self) -> u64 {
+        self.node.raft.raft_log.last_index()
+    }
+
+    /// The tip right before the log's first entry.
+    pub fn start(&self) -> Tip {
+        self.view().start()
+    }
+
+    /// Why the replica stopped, if it did.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    /// An entry that is in memory: any after the applied ones. The payload of a record batch may
+    /// be missing.
+    pub fn entry(&self, index: u64) -> Option<&Entry> {
+        let first_proposed = self.proposed.front().map_or(u64::MAX, |entry| entry.header.index);
+        if index >= first_proposed {
+            return self.proposed.get((index - first_proposed) as usize);
+        }
+        self.view().entry(index)
+    }
+
+    /// The tip as it was when `index` was the last entry; for what [`Self::entry`] has and the
+    /// entry before.
+    pub fn tip_at(&self, index: u64) -> Option<Tip> {
+        self.view().tip_at(index)
+    }
+
+    /// Bytes of payloads kept in memory.
+    pub fn tail_bytes(&self) -> usize {
+        self.view().tail_bytes()
+    }
+
+    /// True if the replica leads and everything before its term is committed: proposals may come.
+    pub fn is_writable(&self) -> bool {
+        self.role() == Role::Leader && self.is_running() && self.node.raft.commit_to_current_term()
+    }
+
+    /// True if everything handed out is durable and nothing waits.
+    pub fn is_quiet(&self) -> bool {
+        self.passes.is_empty() && !self.node.has_ready()
+    }
+
+    fn is_running(&self) -> bool {
+        !self.is_restoring && self.fault.is_none()
+    }
+
+    fn view(&self) -> &LogView {
+        self.node.store()
+    }
+
+    /// Stops the replica for good.
+    pub(super) fn stop(&mut self, fault: Fault, effects: &mut Effects) {
+        effects.faults.push((self.id, fault.clone()));
+        self.fault = Some(fault);
+    }
+
+    /// Forgets applied entries that are beyond what is kept in memory. `applied` is what the state
+    /// machine has seen.
+    pub fn trim(&mut self, applied: u64) {
+        let index = applied.min(self.settled());
+        let is_idle = self.ticks > self.last_busy_tick + 2 * self.config.election_ticks as u64;
+        let bytes_max = if is_idle { 0 } else { self.config.tail_bytes_max };
+        self.node.mut_store().trim(index, bytes_max);
+    }
+}
+
+/// Spreads a number over all 64 bits (the finalizer of `SplitMix64`).
+pub(super) fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("id", &self.id)
+            .field("replica", &self.replica)
+            .field("role", &self.role())
+            .field("term", &self.term())
+            .field("committed", &self.committed())
+            .field("last_index", &self.last_index())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+//! What comes in: messages, and the news of what was written and read.
+//!
+//! Nothing is believed that would break a promise of the library's: what is out of range is dropped
+//! as if it had been lost.
+
+use super::super::Fault;
+use super::super::envelope::{Envelope, MessageKind, SnapshotBody};
+use super::super::error::Dropped;
+use super::super::log_view::{Base, Divergence};
+use super::{Group, Role};
+use crate::storage::{Entry, EntryHeader, Tip};
+use crate::types::ReplicaId;
+
+impl Group {
+    /// Takes a message.
+    ///
+    /// # Errors
+    /// Why it was dropped; nothing has changed.
+    pub fn receive(&mut self, envelope: Envelope) -> Result<(), Dropped> {
+        self.check(&envelope)?;
+        let kind = envelope.kind;
+        if kind == MessageKind::TimeoutNow && !self.knows_voters() {
+            return Err(Dropped::Busy);
+        }
+        if !matches!(kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse) {
+            self.last_busy_tick = self.ticks;
+        }
+        self.check_history(&envelope)?;
+        let message = envelope.into_raft().ok_or(Dropped::OutOfRange)?;
+        // The library refuses responses of strangers, which is what they are.
+        self.node.step(message).map_err(|_| Dropped::Stranger)
+    }
+
+    /// Refuses what the library would take for a broken promise, or believe against all reason.
+    fn check(&self, envelope: &Envelope) -> Result<(), Dropped> {
+        if envelope.to != self.replica {
+            return Err(Dropped::WrongReplica);
+        }
+        if !self.is_running() {
+            return Err(Dropped::Busy);
+        }
+        let (term, last_index) = (self.term(), self.last_index());
+        if envelope.term > term.saturating_add(self.config.term_jump_max) {
+            return Err(Dropped::FutureTerm);
+        }
+        let is_in_range = match envelope.kind {
+            MessageKind::Heartbeat => envelope.commit <= last_index,
+            MessageKind::AppendResponse => {
+                envelope.index <= last_index && envelope.reject_hint <= envelope.index
+            }
+            MessageKind::Snapshot => self.is_good_snapshot(envelope),
+            MessageKind::TimeoutNow => self.membership.is_voter(envelope.from),
+            _ => envelope.index < u64::MAX && envelope.commit < u64::MAX,
+        };
+        // An answer to what an earlier life of this replica said is of an earlier term.
+        let is_stale = envelope.term < term;
+        if is_in_range || is_stale { Ok(()) } else { Err(Dropped::OutOfRange) }
+    }
+
+    /// Stops the replica if its leader has another entry where one is committed. That happens only
+    /// when a majority lost what it had acknowledged: to a power cut, with [`Durability::Memory`].
+    fn check_history(&mut self, envelope: &Envelope) -> Result<(), Dropped> {
+        if envelope.kind != MessageKind::Append || envelope.term < self.term() {
+            return Ok(());
+        }
+        let (log, start) = (&self.node.raft.raft_log, self.start());
+        let is_other = |entry: &&Entry| {
+            let EntryHeader { index, term, .. } = entry.header;
+            if index < start.index {
+                // Terms only grow: this log had none as high as this so early.
+                return term > start.term;
+            }
+            index <= log.committed && log.term(index).is_ok_and(|known| known != term)
+        };
+        let Some(other) = envelope.entries.iter().find(is_other) else {
+            return Ok(());
+        };
+        let (index, found) = (other.header.index, other.header.term);
+        self.pending_fault = Some(Fault::Diverged(Divergence::Committed { index, found }));
+        Err(Dropped::Busy)
+    }
+
+    fn is_good_snapshot(&self, envelope: &Envelope) -> bool {
+        let body = SnapshotBody::decode(envelope.body.clone());
+        body.is_some_and(|body| {
+            body.membership.contains(self.replica) && body.base.tip.term <= envelope.term
+        })
+    }
+
+    /// True if every membership change that must be committed is applied. Otherwise sees to it.
+    pub(super) fn knows_voters(&mut self) -> bool {
+        let changes = self.view().changes();
+        let Some(before_last) = changes.len().checked_sub(2).map(|at| changes[at]) else {
+            return true;
+        };
+        if before_last > self.committed() {
+            self.node.raft.raft_log.commit_to(before_last);
+        }
+        false
+    }
+
+    /// Notes that everything handed out under `token` is durable, or stored as far as it is to be.
+    pub fn stored(&mut self, token: u64) {
+        if let Some(pass) = self.passes.iter_mut().find(|pass| pass.token == token) {
+            pass.is_done = true;
+        }
+    }
+
+    /// Takes entries that were read for followers; none if they could not be read.
+    pub fn fetched(&mut self, first_index: u64, entries: &[Entry]) {
+        let contexts = self.fetching.remove(&first_index).unwrap_or_default();
+        if entries.is_empty() || !self.is_running() {
+            return;
+        }
+        self.node.mut_store().offer(first_index, entries);
+        contexts.into_iter().for_each(|context| self.node.on_entries_fetched(context));
+        self.node.mut_store().end_offer();
+    }
+
+    /// Takes what the log starts with, for a follower that needs a snapshot.
+    pub fn base_fetched(&mut self, base: Option<Base>) {
+        self.is_fetching_base = false;
+        let Some(base) = base.filter(|base| base.tip == self.start()) else {
+            return;
+        };
+        let body = SnapshotBody { membership: self.membership.clone(), base };
+        self.node.mut_store().offer_snapshot(body.to_raft());
+        self.snapshot_until_tick = self.ticks + 2 * self.config.election_ticks as u64;
+    }
+
+    /// Notes that a message to `to` was lost.
+    pub fn lost(&mut self, to: ReplicaId) {
+        if self.role() == Role::Leader && self.is_running() {
+            self.node.report_unreachable(to.0);
+        }
+    }
+
+    /// Notes that retention moved the log's start, to no later than [`Self::settled`].
+    pub fn start_advanced(&mut self, start: Tip) {
+        let settled = self.settled();
+        assert!(start.index <= settled, "the start moved to {}, past {settled}", start.index);
+        // A snapshot may have moved it further in the meantime.
+        if start.index > self.start().index {
+            self.node.mut_store().advance_start(start);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What happens as time passes: elections, heartbeats, handing over.
+
+use ::raft::{Progress, ProgressState, SnapshotStatus};
+
+use super::super::membership::Change;
+use super::{Group, Role, mix};
+use crate::types::ReplicaId;
+
+impl Group {
+    /// Lets one tick pass.
+    pub fn tick(&mut self, now_ms: i64) {
+        self.ticks += 1;
+        if !self.is_running() {
+            return;
+        }
+        if self.role() == Role::Leader {
+            self.tick_leader(now_ms);
+        } else if self.may_campaign() {
+            self.draw_election_timeout();
+            self.node.tick();
+        }
+        if self.ticks > self.snapshot_until_tick {
+            self.node.mut_store().forget_snapshot();
+        }
+        if self.ticks == self.last_busy_tick + 2 * self.config.election_ticks as u64 {
+            // The library's buffers grow with the load and stay so.
+            self.node.raft.raft_log.unstable.entries.shrink_to_fit();
+            self.node.raft.maybe_free_inflight_buffers();
+        }
+    }
+
+    /// A replica with entries that are not on its disk does not seek election: it would have to
+    /// wait for them anyway, and a sole voter would lead before it has them.
+    fn may_campaign(&mut self) -> bool {
+        let is_stored = self.persisted() == self.last_index();
+        self.knows_voters() && is_stored
+    }
+
+    fn tick_leader(&mut self, now_ms: i64) {
+        self.draw_election_timeout();
+        self.node.tick();
+        self.give_up_snapshots();
+        if self.membership.is_joint() {
+            self.end_change(now_ms);
+        }
+        let oldest = self.passes.front().map_or(self.ticks, |pass| pass.since_tick);
+        if self.ticks - oldest >= self.config.slow_disk_ticks {
+            self.hand_over();
+        }
+    }
+
+    /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
+    /// the one to leave, the others might not know that it may, and it could not tell them.
+    fn end_change(&mut self, now_ms: i64) {
+        if self.membership.voters.contains(&self.replica) {
+            // A refusal is tried again with the next tick.
+            let _ = self.propose_step(&Change::Leave, now_ms);
+        } else {
+            self.hand_over();
+        }
+    }
+
+    /// A snapshot that got lost would leave its follower waiting for ever.
+    fn give_up_snapshots(&mut self) {
+        let is_sent = |progress: &Progress| progress.state == ProgressState::Snapshot;
+        let progress = self.node.raft.prs().iter();
+        let sending: Vec<u64> = progress.filter(|(_, p)| is_sent(p)).map(|(id, _)| *id).collect();
+        self.snapshots_since.retain(|id, _| sending.contains(id));
+        for id in sending {
+            let since = *self.snapshots_since.entry(id).or_insert(self.ticks);
+            if self.ticks > since + 2 * self.config.election_ticks as u64 {
+                self.snapshots_since.remove(&id);
+                self.node.report_snapshot(id, SnapshotStatus::Failure);
+            }
+        }
+    }
+
+    /// Gives leadership to the voter that is furthest.
+    fn hand_over(&mut self) {
+        if self.node.raft.lead_transferee.is_some() {
+            return;
+        }
+        let is_candidate = |id: u64, progress: &Progress| {
+            let id = ReplicaId(id);
+            id != self.replica && progress.recent_active && self.membership.voters.contains(&id)
+        };
+        let others = self.node.raft.prs().iter().filter(|(id, p)| is_candidate(**id, p));
+        if let Some((id, _)) = others.max_by_key(|(id, progress)| (progress.matched, **id)) {
+            let id = *id;
+            self.node.transfer_leader(id);
+        }
+    }
+
+    /// Sets the election timeout, because the library's own choice is not repeatable.
+    fn draw_election_timeout(&mut self) {
+        let raft = &self.node.raft;
+        let now = (raft.term, raft.state, raft.leader_id);
+        if now != self.drawn_for {
+            self.drawn_for = now;
+            self.draws += 1;
+        }
+        let spread = self.config.election_ticks as u64;
+        let drawn = mix(self.seed ^ mix(self.replica.0 ^ mix(self.draws))) % spread;
+        let timeout = self.config.election_ticks + drawn as usize;
+        self.node.raft.set_randomized_election_timeout(timeout);
+    }
+}
