@@ -39,7 +39,7 @@ pub use self::disk::{CheckpointOf, Disk, OpenError, Opened, read_base, read_cold
 pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
-pub use self::group::{Boot, Draft, Durability, Group, Role};
+pub use self::group::{Boot, Draft, Durability, Group, Incidents, Role};
 pub use self::hard_state::{Checkpoint, HardState};
 pub use self::log_view::{Base, Divergence, TermStart};
 pub use self::machine::{Answers, Machine, Now, Ticket};

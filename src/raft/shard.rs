@@ -113,7 +113,9 @@ pub struct Published {
     pub leader: Option<ReplicaId>,
     /// Highest committed index.
     pub committed_index: u64,
-    /// First offset that is not committed.
+    /// Records below this offset are committed, and what this replica's log has there is them. On
+    /// a follower the end of what is also on its own disk: what is committed but not written yet
+    /// may have to take the place of other entries first. Never goes down.
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
@@ -427,7 +429,10 @@ impl<M: Machine> Shard<M> {
     fn publish(slot: &mut Slot<M>, out: &mut Outputs<M>) {
         let group = &slot.group;
         let committed_index = group.committed();
-        let tip = group.tip_at(committed_index);
+        let is_leader = group.role() == Role::Leader;
+        let readable = if is_leader { committed_index } else { group.applicable() };
+        let end = group.tip_at(readable).map_or(0, |tip| tip.end_offset);
+        let before = slot.published.map_or(0, |published| published.high_watermark);
         let published = Published {
             group: group.id(),
             role: group.role(),
@@ -435,7 +440,7 @@ impl<M: Machine> Shard<M> {
             term: group.term(),
             leader: group.leader(),
             committed_index,
-            high_watermark: tip.map_or(0, |tip| tip.end_offset),
+            high_watermark: end.max(before),
             log_start: slot.machine.log_start(),
         };
         if slot.published != Some(published) {

@@ -1,4 +1,8 @@
-//! Simulation: whole clusters on one thread, from one seed.
+//! Simulation: whole clusters on one thread each, from one seed.
+//!
+//! `QUIPU_SIM_SEED` says with which seed to begin and `QUIPU_SIM_SEEDS` how many to run; without
+//! them the run is of a size for every change. What happened, and how often each rare state was
+//! met, is printed and kept in the target directory.
 
 #![allow(unreachable_pub, reason = "the modules of a test share what they need")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -8,32 +12,34 @@ mod node;
 mod oracle;
 mod plan;
 mod rng;
+mod runs;
+mod tally;
 mod world;
 
-use world::{Tally, World};
+use std::time::Duration;
 
-fn env(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+use runs::Runs;
+
+/// Seeds of an ordinary run, and the time that it may take at most.
+const SEEDS: u64 = 2_000;
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("the variable is a number"))
 }
 
 #[test]
 fn clusters_agree_whatever_happens() {
-    let (first, count) = (env("QUIPU_SIM_SEED", 1), env("QUIPU_SIM_SEEDS", 50));
-    let mut tally = Tally::default();
-    for seed in first..first + count {
-        let started = std::time::Instant::now();
-        let result = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            world.run();
-            world.tally
-        });
-        match result {
-            Ok(one) => tally.merge(&one),
-            Err(_) => panic!("seed {seed} failed"),
-        }
-        if std::env::var("QUIPU_SIM_VERBOSE").is_ok() {
-            eprintln!("seed {seed}: {:?}", started.elapsed());
-        }
-    }
-    eprintln!("{tally:#?}");
+    let seeds = env("QUIPU_SIM_SEEDS");
+    let runs = Runs {
+        first: env("QUIPU_SIM_SEED").unwrap_or(1),
+        count: seeds.unwrap_or(SEEDS),
+        // Whoever says how many gets as many.
+        time_max: seeds.map_or(TIME_MAX, |_| Duration::MAX),
+    };
+    let report = runs.run();
+    let text = report.to_string();
+    eprintln!("{text}");
+    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/simulation.txt"), &text).unwrap();
+    assert!(report.failures.is_empty(), "{text}");
 }

@@ -118,6 +118,17 @@ pub enum Role {
     Leader,
 }
 
+/// How often things have happened to a replica that rarely do, since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Incidents {
+    /// It learned that entries are committed from a later membership change in its log.
+    pub inferred_commits: u64,
+    /// It began to hand leadership over because its disk was slow.
+    pub slow_disk_hand_overs: u64,
+    /// It began to hand leadership over because it was to leave the voters.
+    pub leaving_hand_overs: u64,
+}
+
 /// What was handed out to be made durable, and what waits for it.
 #[derive(Debug)]
 struct Pass {
@@ -164,6 +175,7 @@ pub struct Group {
     drawn_for: (u64, StateRole, u64),
     draws: u64,
     reads: Vec<(u64, u64)>,
+    incidents: Incidents,
 }
 
 impl Group {
@@ -216,6 +228,7 @@ impl Group {
             drawn_for: (u64::MAX, StateRole::Follower, 0),
             draws: 0,
             reads: Vec::new(),
+            incidents: Incidents::default(),
         }
     }
 
@@ -288,6 +301,11 @@ impl Group {
     /// The tip right before the log's first entry.
     pub fn start(&self) -> Tip {
         self.view().start()
+    }
+
+    /// What rarely happens.
+    pub fn incidents(&self) -> Incidents {
+        self.incidents
     }
 
     /// Why the replica stopped, if it did.

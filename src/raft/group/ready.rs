@@ -1,7 +1,7 @@
 //! Following up on what has happened: what is to be written, sent and read, and in which order.
 
 use ::raft::Ready;
-use ::raft::eraftpb::{Entry as RaftEntry, EntryType, Message};
+use ::raft::eraftpb::{Entry as RaftEntry, EntryType, Message, MessageType};
 use bytes::Bytes;
 
 use super::super::effects::{ColdRead, Effects, Fault, Persist, Step};
@@ -264,13 +264,32 @@ impl Group {
         };
         // A leader that was deposed within the same step may leave messages behind whose entries
         // are gone already: they are lost on their way.
-        let seal_one = |message: Message| {
+        let seal_one = |mut message: Message| {
+            self.mend(&mut message)?;
             // Only what was read from disk for a follower carries its header along.
             let is_cold = message.get_entries().iter().any(|entry| !entry.context.is_empty());
             let envelope = Envelope::from_raft(self.id, message, entry)?;
             Some((envelope.lane(is_cold), envelope))
         };
         messages.into_iter().filter_map(seal_one).collect()
+    }
+
+    /// Lets an append begin right before its first entry. The library adds entries to an append
+    /// without any that is on its way to the same follower, and does not look where that one
+    /// begins. Such a message contradicts itself, and whoever gets it would drop the whole frame.
+    ///
+    /// `None` if the entries are gone, because another leader has others.
+    fn mend(&self, message: &mut Message) -> Option<()> {
+        let Some(first_index) = message.get_entries().first().map(|entry| entry.index) else {
+            return Some(());
+        };
+        let is_append = message.get_msg_type() == MessageType::MsgAppend;
+        if is_append && first_index != message.index + 1 {
+            let before = first_index.checked_sub(1).filter(|_| message.term == self.term())?;
+            message.log_term = self.node.raft.raft_log.term(before).ok()?;
+            message.index = before;
+        }
+        Some(())
     }
 
     /// Asks for what followers need from disk.

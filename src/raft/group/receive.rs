@@ -94,6 +94,7 @@ impl Group {
             return true;
         };
         if before_last > self.committed() {
+            self.incidents.inferred_commits += 1;
             self.node.raft.raft_log.commit_to(before_last);
         }
         false
