@@ -215,8 +215,8 @@ impl Live {
         durability: Durability,
     ) -> storage::Result<()> {
         let opened = self.disk.open::<Replica>(group, replica, durability);
-        let opened = opened.map_err(storage_error)?;
-        self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
+        let (boot, machine, _) = opened.map_err(storage_error)?;
+        self.inputs.push(Input::Open(Box::new(boot), machine));
         Ok(())
     }
 
