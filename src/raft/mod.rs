@@ -12,6 +12,7 @@
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects carried out on a data directory; replicas made and brought back |
+//! | host | `host` | the shards of a node, each on a thread of its own |
 //! | membership | `membership` | the replicas of a group, and how they change |
 //! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |
 //! | envelope, frame | `envelope`, `wire` | what replicas say to each other, and its bytes |
@@ -28,6 +29,7 @@ mod envelope;
 mod error;
 mod group;
 mod hard_state;
+mod host;
 mod log_view;
 mod machine;
 mod membership;
@@ -42,6 +44,7 @@ pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
 pub use self::group::{Boot, Draft, Durability, Group, Role};
 pub use self::hard_state::{Checkpoint, HardState};
+pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::log_view::{Base, Divergence, TermStart};
 pub use self::machine::{Answers, Machine, Now, Ticket};
 pub use self::membership::{Change, Membership, Operation, REPLICAS_MAX};

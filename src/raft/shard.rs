@@ -119,6 +119,22 @@ pub struct Published {
     pub log_start: u64,
 }
 
+impl Published {
+    /// What is known of a replica before its first step.
+    pub fn unknown(group: LogId) -> Self {
+        Self {
+            group,
+            role: Role::Follower,
+            is_writable: false,
+            term: 0,
+            leader: None,
+            committed_index: 0,
+            high_watermark: 0,
+            log_start: 0,
+        }
+    }
+}
+
 /// What is to be done, and what is to be told.
 #[derive(Debug)]
 pub struct Outputs<M: Machine> {
@@ -203,6 +219,13 @@ impl<M: Machine> Shard<M> {
     /// A shard without groups. `seed` decides the election timeouts of its groups; nodes have
     /// different ones.
     pub fn new(config: Config, seed: u64, now: Now) -> Self {
+        Self::with_tokens_from(config, seed, now, 1)
+    }
+
+    /// The same, numbering what it hands out from `first_token` on, so that several shards can
+    /// share the threads that sync.
+    pub fn with_tokens_from(config: Config, seed: u64, now: Now, first_token: u64) -> Self {
+        assert!(first_token > 0, "token 0 stands for work that nobody waits for");
         Self {
             config,
             seed,
@@ -210,7 +233,7 @@ impl<M: Machine> Shard<M> {
             by_id: BTreeMap::new(),
             free: Vec::new(),
             touched: Vec::new(),
-            tokens: 1,
+            tokens: first_token,
             waiting: BTreeMap::new(),
             next_slice_ms: now.monotonic_ms,
             slice: 0,
