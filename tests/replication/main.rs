@@ -10,7 +10,7 @@ use quipu::raft::{Durability, Operation};
 use quipu::storage::{Access, Policy};
 use quipu::types::NodeId;
 
-use support::{Cluster, batch, partition, read_all, wait_for};
+use support::{Cluster, Setup, batch, partition, read_all, wait_for};
 
 /// Appends `values`, going to whoever leads, until each is acknowledged.
 async fn append_all(cluster: &Cluster, n: usize, values: impl Iterator<Item = u64>) -> Vec<u64> {
@@ -40,7 +40,7 @@ fn wait_for_values(handle: &Handle, end: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_read_from_every_replica() {
     let root = tempfile::tempdir().unwrap();
-    let cluster = Cluster::found(root.path(), 3, Durability::Fsync);
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(3, Durability::Fsync));
     for n in 0..3 {
         let offsets = append_all(&cluster, n, 0..300).await;
         assert!(offsets.is_sorted_by(|a, b| a < b), "{offsets:?}");
@@ -56,7 +56,7 @@ async fn what_is_acknowledged_is_read_from_every_replica() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_steps_down_and_follows_when_it_is_back() {
     let root = tempfile::tempdir().unwrap();
-    let cluster = Cluster::found(root.path(), 1, Durability::Fsync);
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
     append_all(&cluster, 0, 0..50).await;
     let old = cluster.leader(0);
     let node = old.status().leader.unwrap().node();
@@ -77,9 +77,9 @@ async fn everything_is_there_after_all_nodes_were_stopped() {
     let root = tempfile::tempdir().unwrap();
     for round in 0..3 {
         let cluster = if round == 0 {
-            Cluster::found(root.path(), 2, Durability::Fsync)
+            Cluster::found(root.path(), &Setup::for_tests(2, Durability::Fsync))
         } else {
-            Cluster::start(root.path(), 2, Durability::Fsync)
+            Cluster::start(root.path(), &Setup::for_tests(2, Durability::Fsync))
         };
         append_all(&cluster, 1, round * 100..(round + 1) * 100).await;
         wait_for_values(cluster.leader(1), (round + 1) * 100);
@@ -89,7 +89,7 @@ async fn everything_is_there_after_all_nodes_were_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_far_behind_catches_up_from_segments_and_from_a_snapshot() {
     let root = tempfile::tempdir().unwrap();
-    let cluster = Cluster::found(root.path(), 1, Durability::Fsync);
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
     append_all(&cluster, 0, 0..20).await;
     let leader = cluster.leader(0).status().leader.unwrap().node();
     let behind = NodeId(leader.0 % 3 + 1);
@@ -116,7 +116,7 @@ async fn a_follower_far_behind_catches_up_from_segments_and_from_a_snapshot() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_is_answered_with_the_first_offset_and_stored_once() {
     let root = tempfile::tempdir().unwrap();
-    let cluster = Cluster::found(root.path(), 1, Durability::Memory);
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Memory));
     let leader = cluster.leader(0);
     let init = InitProducer { producer_id: 7, take_over: false };
     leader.command(Command::InitProducer(init)).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_retry_is_answered_with_the_first_offset_and_stored_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_where_it_is_sent_and_a_replica_can_be_removed() {
     let root = tempfile::tempdir().unwrap();
-    let cluster = Cluster::found(root.path(), 1, Durability::Fsync);
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
     let old = cluster.leader(0).status().leader.unwrap();
     let to = quipu::types::ReplicaId::new(NodeId(old.node().0 % 3 + 1), 1);
     let answer = cluster.host(old.node()).transfer(partition(0), to).unwrap();

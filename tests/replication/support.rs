@@ -12,7 +12,7 @@ use quipu::raft::{
     Config, Durability, Host, HostConfig, Membership, SendFrame, create_replica, open_replica,
 };
 use quipu::storage::fs::os::OsFs;
-use quipu::storage::{self, DataDir};
+use quipu::storage::{self, DataDir, SyncRequest};
 use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
 use uuid::Uuid;
 
@@ -73,6 +73,22 @@ fn sender(network: &Arc<Network>, from: NodeId) -> SendFrame {
     Arc::new(move |to, _lane, frame| ways[to.0 as usize - 1].try_send(frame.to_bytes()).is_ok())
 }
 
+/// What kind of cluster.
+#[derive(Clone)]
+pub struct Setup {
+    pub partitions: u128,
+    pub durability: Durability,
+    pub storage: storage::Config,
+    pub raft: Config,
+}
+
+impl Setup {
+    /// Small segments and short times.
+    pub fn for_tests(partitions: u128, durability: Durability) -> Self {
+        Self { partitions, durability, storage: small_segments(), raft: raft_config() }
+    }
+}
+
 /// Three nodes, or what is left of them.
 pub struct Cluster {
     pub network: Arc<Network>,
@@ -80,30 +96,38 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Founds `partitions` partitions on three nodes with directories below `root`.
-    pub fn found(root: &Path, partitions: u128, durability: Durability) -> Self {
+    /// Founds partitions on three nodes with directories below `root`.
+    pub fn found(root: &Path, setup: &Setup) -> Self {
         let members = Membership::of_voters([1, 2, 3].map(|n| ReplicaId::new(NodeId(n), 1)));
         for node in 1..=3 {
-            let dir = open_dir(root, NodeId(node));
-            for n in 0..partitions {
+            let dir = Arc::new(open_dir(root, NodeId(node), setup));
+            let (done, is_done) = sync_channel(1);
+            let syncer = dir.start_syncer(Box::new(move |round| {
+                done.send(round.map(<[u64]>::len).unwrap()).unwrap();
+            }));
+            for n in 0..setup.partitions {
                 let log = create_replica::<Replica>(&dir, partition(n), Some(&members)).unwrap();
-                log.sync().unwrap();
+                syncer.submit(SyncRequest { log: Some(log.syncer_handle()), token: 1 });
+            }
+            let mut synced = 0;
+            while synced < setup.partitions {
+                synced += is_done.recv().unwrap() as u128;
             }
             dir.journal().sync().unwrap();
         }
-        Self::start(root, partitions, durability)
+        Self::start(root, setup)
     }
 
     /// Starts three nodes that have been there before.
-    pub fn start(root: &Path, partitions: u128, durability: Durability) -> Self {
+    pub fn start(root: &Path, setup: &Setup) -> Self {
         let network = Arc::new(Network::default());
         let handles = [1, 2, 3].map(NodeId).map(|node| {
-            let dir = Arc::new(open_dir(root, node));
+            let dir = Arc::new(open_dir(root, node, setup));
             let config = HostConfig {
                 cluster: CLUSTER,
                 node,
-                raft: raft_config(),
-                shards: 2,
+                raft: setup.raft.clone(),
+                shards: 1,
                 readers: 1,
                 seed: node.0,
                 send: sender(&network, node),
@@ -113,11 +137,11 @@ impl Cluster {
             let room = Room::new(64 * 1024 * 1024);
             let open = |n| {
                 let replica = ReplicaId::new(node, 1);
-                let opened = open_replica(&dir, partition(n), replica, durability).unwrap();
+                let opened = open_replica(&dir, partition(n), replica, setup.durability).unwrap();
                 let hosted = host.open(opened).unwrap();
                 Handle::new(partition(n), host.clone(), hosted, room.clone())
             };
-            let handles = (0..partitions).map(open).collect();
+            let handles = (0..setup.partitions).map(open).collect();
             assert!(network.hosts[node.0 as usize - 1].set(host).is_ok());
             handles
         });
@@ -150,14 +174,18 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn open_dir(root: &Path, node: NodeId) -> DataDir {
-    let config = storage::Config {
+fn small_segments() -> storage::Config {
+    storage::Config {
         segment_bytes: 256 * 1024,
         low_water_bytes: 0,
         reserve_bytes: 0,
         ..storage::Config::default()
-    };
-    DataDir::open(Arc::new(OsFs::new()), &root.join(node.to_string()), config).unwrap()
+    }
+}
+
+fn open_dir(root: &Path, node: NodeId, setup: &Setup) -> DataDir {
+    let (fs, config) = (Arc::new(OsFs::new()), setup.storage.clone());
+    DataDir::open(fs, &root.join(node.to_string()), config).unwrap()
 }
 
 /// A batch of one record without producer, `len` bytes long, that says `n`.
