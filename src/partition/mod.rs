@@ -1,8 +1,10 @@
-//! A partition's state machine: what its log says about producers, group progress and its start.
+//! A partition: what its log says about producers, group progress and its start, and the replica
+//! that joins this to the log and to its Raft group.
 //!
-//! It owns the meaning of entries. It must not know files, Raft, networks, clocks or randomness:
-//! [`State`] is a pure function of the log, equal on every replica at the same index, whichever
-//! checkpoint it was rebuilt from. The only time it knows is the append time in the entries.
+//! It owns the meaning of entries. Its [`State`] knows no files, Raft, networks, clocks or
+//! randomness: it is a pure function of the log, equal on every replica at the same index,
+//! whichever checkpoint it was rebuilt from. The only time it knows is the append time in the
+//! entries.
 //!
 //! | noun | file | what it is |
 //! |---|---|---|
@@ -11,6 +13,8 @@
 //! | in flight | `in_flight` | the leader's view of entries that are appended, not applied |
 //! | progress | `progress` | positions of consumer groups, guarded by their generation |
 //! | command | `control` | what a control entry says, and its bytes |
+//! | replica | `replica`, `pending` | the state, joined to Raft, and those who wait for answers |
+//! | handle | `handle` | what the rest of a server holds of a partition |
 //! | checkpoint | `checkpoint`, `wire` | the state as bytes, one form for each state |
 //! | refusal | `error` | why a batch or a command changed nothing |
 //!
@@ -33,6 +37,7 @@
 mod checkpoint;
 mod control;
 mod error;
+mod handle;
 mod in_flight;
 mod pending;
 mod producers;
@@ -48,6 +53,7 @@ pub use self::control::{
     Metadata, OffsetCommit, ResetOffsets,
 };
 pub use self::error::{CheckpointError, CommandError, Refusal};
+pub use self::handle::{Appended, AskError, FetchError, Fetched, Handle, Room};
 pub use self::in_flight::{Admission, InFlight};
 pub use self::producers::{
     Answer, PRODUCER_IDLE_MS, PRODUCERS_MAX, Producers, RECENT_BATCHES_MAX, Submission, Verdict,

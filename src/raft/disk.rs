@@ -6,26 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::effects::{ColdRead, Fault, Persist, Step};
+use super::effects::{ColdRead, Persist, Step};
 use super::group::{Boot, Durability};
-use super::hard_state::{Checkpoint, HardState};
-use super::log_view::{Base, TermStart};
+use super::hard_state::Checkpoint;
+use super::log_view::Base;
 use super::machine::Machine;
 use super::membership::Membership;
+use super::open::{OpenError, create_replica, hard_state_of, open_replica};
 use crate::storage::{
-    self, Access, Change, Class, DataDir, Entry, FactKind, Kind, Log, LogReader, Policy,
-    RecoveryReport, SyncRequest, Syncer, Tip,
+    self, Access, Change, DataDir, Entry, FactKind, Log, LogReader, Policy, RecoveryReport,
+    SyncRequest, Syncer, Tip,
 };
 use crate::types::{LogId, ReplicaId};
-
-/// Index of the entry that a group's first members start after. Whoever joins later has nothing and
-/// so always begins with a snapshot, which tells it the membership.
-const FOUNDING_INDEX: u64 = 1;
-const FOUNDING_TERM: u64 = 1;
-/// Payload bytes read at a time while a log is opened.
-const READ_BYTES: usize = 1024 * 1024;
 
 /// Reported for work that nobody waits for.
 const NO_TOKEN: u64 = 0;
@@ -42,49 +34,6 @@ pub struct Disk {
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
     /// Logs that were written to since their watermark was recorded.
     written: BTreeSet<LogId>,
-}
-
-/// A replica that was brought back.
-#[derive(Debug)]
-pub struct Opened<M> {
-    /// What the group starts from.
-    pub boot: Boot,
-    /// The state machine at the commit index.
-    pub machine: M,
-    /// What recovery found.
-    pub report: RecoveryReport,
-}
-
-/// Why a replica cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// What storage said.
-    #[error(transparent)]
-    Storage(#[from] storage::Error),
-    /// The journal or a checkpoint holds something that this version does not know.
-    #[error("log {log}: its {what} cannot be read; was it written by a later version?")]
-    Unreadable {
-        /// The log.
-        log: LogId,
-        /// What cannot be read.
-        what: &'static str,
-    },
-    /// The log has no checkpoint that it could be opened from.
-    #[error("log {log} has no checkpoint at or before entry {commit}")]
-    NoCheckpoint {
-        /// The log.
-        log: LogId,
-        /// The commit index.
-        commit: u64,
-    },
-    /// The state machine refused an entry.
-    #[error("log {log}: {fault}")]
-    Fault {
-        /// The log.
-        log: LogId,
-        /// Why.
-        fault: Fault,
-    },
 }
 
 impl Disk {
@@ -113,11 +62,7 @@ impl Disk {
         self.stalled.keys().copied()
     }
 
-    /// Makes a new replica's log. `members` are the replicas of a group that is being founded,
-    /// alike on all of them; `None` for a replica that joins a group and has to be brought up by
-    /// its leader.
-    ///
-    /// DURABILITY: the log is on disk when this returns.
+    /// Makes a new replica's log and syncs it; see [`create_replica`].
     ///
     /// # Errors
     /// As [`DataDir::create_log`].
@@ -126,24 +71,11 @@ impl Disk {
         group: LogId,
         members: Option<&Membership>,
     ) -> storage::Result<()> {
-        let (tip, hard_state) = match members {
-            Some(_) => (founding_tip(group), HardState::founding()),
-            None => (Tip::EMPTY, HardState::default()),
-        };
-        let state = M::new(tip.index);
-        let state = state.initial_checkpoint();
-        let checkpoint = Checkpoint { membership: members.cloned().unwrap_or_default(), state };
-        let log = self.dir.create_log(group, tip, &checkpoint.encode())?;
-        let value = Some(hard_state.encode());
-        let journal = self.dir.journal();
-        journal.record(&[Change { log: group, kind: FactKind::HardState, value }])?;
-        log.sync()?;
-        journal.sync()?;
-        drop(log);
-        Ok(())
+        create_replica::<M>(&self.dir, group, members)?.sync()?;
+        self.dir.journal().sync().map(drop)
     }
 
-    /// Opens a replica's log and works out where its group starts.
+    /// Opens a replica's log and takes it over; see [`open_replica`].
     ///
     /// # Errors
     /// [`OpenError`]; the log is not used then.
@@ -152,112 +84,16 @@ impl Disk {
         group: LogId,
         replica: ReplicaId,
         durability: Durability,
-    ) -> Result<Opened<M>, OpenError> {
-        let (log, report) = self.dir.open_log(group)?;
-        // DURABILITY: raft-rs takes everything that it can read for durable.
-        log.sync()?;
-        let reader = log.reader();
-        let (start, tip) = (reader.tip_at(reader.first_index() - 1, Access::MayBlock)?, log.tip());
-        let mut hard_state = self.hard_state(group)?;
-        if tip.term > hard_state.term {
-            // The vote of an earlier term says nothing about this one.
-            hard_state = self.move_to_term(group, tip.term, hard_state)?;
-        }
-        if durability == Durability::Memory && report.class != Class::Clean && tip.index > 0 {
-            // Entries that this replica acknowledged may be gone, while the leader counts on them.
-            // A later term makes whoever leads ask again.
-            hard_state = self.move_to_term(group, hard_state.term + 1, hard_state)?;
-        }
-        hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
-        let (from, checkpoint) = self.checkpoint(group, &reader, hard_state.commit)?;
-        let membership = self.membership(group, &checkpoint)?;
-        // The change that made this membership was applied, so it is committed, and so is all that
-        // is in the log before it. A removed replica may be the only one to know.
-        hard_state.commit = hard_state.commit.max(membership.index.min(tip.index));
-        let unreadable = |_| OpenError::Unreadable { log: group, what: "checkpoint" };
-        let machine = M::restore(&checkpoint.state).map_err(unreadable)?;
-        let mut replay = Replay { machine, tip: from, commit: hard_state.commit, kept: Vec::new() };
-        replay.run(&reader, &membership, tip.index).map_err(|error| match error {
-            ReplayError::Storage(error) => OpenError::Storage(error),
-            ReplayError::Fault(fault) => OpenError::Fault { log: group, fault },
-        })?;
-        let Replay { machine, tip: applied, commit, kept } = replay;
-        hard_state.commit = commit;
-        let terms = term_starts(&reader, start, tip)?;
-        self.logs.insert(group, log);
-        let (id, entries) = (group, kept);
-        let boot = Boot {
-            id,
-            replica,
-            durability,
-            hard_state,
-            membership,
-            start,
-            terms,
-            applied,
-            entries,
-        };
-        Ok(Opened { boot, machine, report })
+    ) -> Result<(Boot, M, RecoveryReport), OpenError> {
+        let opened = open_replica(&self.dir, group, replica, durability)?;
+        self.adopt(opened.log);
+        Ok((opened.boot, opened.machine, opened.report))
     }
 
-    fn move_to_term(
-        &self,
-        log: LogId,
-        term: u64,
-        hard_state: HardState,
-    ) -> storage::Result<HardState> {
-        let moved = HardState { term, vote: 0, ..hard_state };
-        let (kind, value) = (FactKind::HardState, Some(moved.encode()));
-        let journal = self.dir.journal();
-        journal.record(&[Change { log, kind, value }])?;
-        journal.sync()?;
-        Ok(moved)
-    }
-
-    fn hard_state(&self, group: LogId) -> Result<HardState, OpenError> {
-        match self.dir.journal().get(group, FactKind::HardState) {
-            Some(bytes) => HardState::decode(&bytes)
-                .ok_or(OpenError::Unreadable { log: group, what: "hard state" }),
-            None => Ok(HardState::default()),
-        }
-    }
-
-    /// The latest checkpoint at or before `commit` that can be read.
-    fn checkpoint(
-        &self,
-        group: LogId,
-        reader: &LogReader,
-        commit: u64,
-    ) -> Result<(Tip, Checkpoint), OpenError> {
-        let mut before = commit;
-        loop {
-            match reader.checkpoint_before(before) {
-                Ok(Some((tip, bytes))) => {
-                    let unreadable = OpenError::Unreadable { log: group, what: "checkpoint" };
-                    return Ok((tip, Checkpoint::decode(bytes).ok_or(unreadable)?));
-                }
-                Ok(None) => return Err(OpenError::NoCheckpoint { log: group, commit }),
-                Err(error @ storage::Error::Corrupt(_)) => {
-                    let segments = reader.segments();
-                    let tips = segments.iter().rev().map(|segment| segment.header().previous);
-                    let tip = tips.into_iter().find(|tip| tip.index <= before);
-                    before = tip.and_then(|tip| tip.index.checked_sub(1)).ok_or(error)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// The later of what the journal and the checkpoint say.
-    fn membership(&self, group: LogId, checkpoint: &Checkpoint) -> Result<Membership, OpenError> {
-        let Some(bytes) = self.dir.journal().get(group, FactKind::Membership) else {
-            return Ok(checkpoint.membership.clone());
-        };
-        let journaled = Membership::decode(&bytes);
-        let journaled =
-            journaled.ok_or(OpenError::Unreadable { log: group, what: "membership" })?;
-        let is_later = journaled.index > checkpoint.membership.index;
-        Ok(if is_later { journaled } else { checkpoint.membership.clone() })
+    /// Takes over the log of a group that was opened.
+    pub fn adopt(&mut self, log: Log) {
+        let other = self.logs.insert(log.id(), log);
+        assert!(other.is_none(), "the log of a group is taken over once: {other:?}");
     }
 
     /// Takes back entry `index` of a group and all after it, although they were committed: a
@@ -271,7 +107,7 @@ impl Disk {
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
-        let mut hard_state = self.hard_state(group)?;
+        let mut hard_state = hard_state_of(&self.dir, group)?;
         hard_state.commit = hard_state.commit.min(index - 1);
         let (kind, value) = (FactKind::HardState, Some(hard_state.encode()));
         self.dir.journal().record(&[Change { log: group, kind, value }])?;
@@ -464,42 +300,6 @@ fn append(
     result
 }
 
-impl HardState {
-    fn founding() -> Self {
-        Self { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX }
-    }
-}
-
-fn founding_tip(group: LogId) -> Tip {
-    Tip {
-        index: FOUNDING_INDEX,
-        term: FOUNDING_TERM,
-        chain: crc32fast::hash(group.0.as_bytes()),
-        ..Tip::EMPTY
-    }
-}
-
-/// Where each term begins in a log that starts after `start` and ends at `tip`.
-fn term_starts(reader: &LogReader, start: Tip, tip: Tip) -> storage::Result<Vec<TermStart>> {
-    let mut terms = vec![TermStart { term: start.term, first_index: start.index }];
-    let mut after = start;
-    while after.term < tip.term {
-        // The first entry of a later term lies in (after.index, tip.index].
-        let (mut low, mut high) = (after.index, tip.index);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if reader.term_at(middle, Access::MayBlock)? > after.term {
-                high = middle;
-            } else {
-                low = middle;
-            }
-        }
-        after = reader.tip_at(high, Access::MayBlock)?;
-        terms.push(TermStart { term: after.term, first_index: high });
-    }
-    Ok(terms)
-}
-
 /// Reads entries for a follower; none if that fails, and then why.
 ///
 /// # Errors
@@ -525,67 +325,4 @@ pub fn read_base(reader: &LogReader) -> storage::Result<Option<Base>> {
     let bytes = first.checkpoint()?;
     let checkpoint = Checkpoint::decode(bytes);
     Ok(checkpoint.map(|checkpoint| Base { tip: first.header().previous, state: checkpoint.state }))
-}
-
-enum ReplayError {
-    Storage(storage::Error),
-    Fault(Fault),
-}
-
-impl From<storage::Error> for ReplayError {
-    fn from(error: storage::Error) -> Self {
-        Self::Storage(error)
-    }
-}
-
-/// Brings a machine from a checkpoint to the commit index and collects what comes after.
-struct Replay<M> {
-    machine: M,
-    /// The tip that the machine is at.
-    tip: Tip,
-    commit: u64,
-    kept: Vec<Entry>,
-}
-
-impl<M: Machine> Replay<M> {
-    fn run(
-        &mut self,
-        reader: &LogReader,
-        membership: &Membership,
-        last_index: u64,
-    ) -> Result<(), ReplayError> {
-        let mut next = self.tip.index + 1;
-        let mut entries = Vec::new();
-        while next <= last_index {
-            entries.clear();
-            reader.read(next, last_index, READ_BYTES, Access::MayBlock, &mut entries)?;
-            for entry in entries.drain(..) {
-                next = entry.header.index + 1;
-                self.take(entry, membership)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, mut entry: Entry, membership: &Membership) -> Result<(), ReplayError> {
-        let header = entry.header;
-        let is_new_change = header.kind == Kind::Membership && header.index > membership.index;
-        if is_new_change && header.index <= self.commit {
-            // The group has to apply it itself; so it learns again that it is committed.
-            self.commit = header.index - 1;
-        }
-        if header.index <= self.commit {
-            self.machine.replay(&entry).map_err(ReplayError::Fault)?;
-            self.tip = header.tip();
-            return Ok(());
-        }
-        if header.kind == Kind::Records {
-            // The group reads it again where that may wait for a disk.
-            entry.payload = Bytes::new();
-        }
-        // What is local to a replica's disk has no place in memory or on the wire.
-        entry.header.synced_index = 0;
-        self.kept.push(entry);
-        Ok(())
-    }
 }

@@ -11,7 +11,8 @@
 //! | shard | `shard` | many groups with their state machines, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
-//! | disk | `disk` | effects carried out on a data directory |
+//! | disk | `disk`, `open` | effects carried out on a data directory; replicas made and brought back |
+//! | host | `host` | the shards of a node, each on a thread of its own |
 //! | membership | `membership` | the replicas of a group, and how they change |
 //! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |
 //! | envelope, frame | `envelope`, `wire` | what replicas say to each other, and its bytes |
@@ -28,21 +29,25 @@ mod envelope;
 mod error;
 mod group;
 mod hard_state;
+mod host;
 mod log_view;
 mod machine;
 mod membership;
+mod open;
 mod shard;
 mod wire;
 
 pub use self::config::Config;
-pub use self::disk::{CheckpointOf, Disk, OpenError, Opened, read_base, read_cold};
+pub use self::disk::{CheckpointOf, Disk, read_base, read_cold};
 pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
 pub use self::group::{Boot, Draft, Durability, Group, Incidents, Role};
 pub use self::hard_state::{Checkpoint, HardState};
+pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::log_view::{Base, Divergence, TermStart};
 pub use self::machine::{Answers, Machine, Now, Ticket};
 pub use self::membership::{Change, Membership, Operation, REPLICAS_MAX};
+pub use self::open::{OpenError, Opened, create_replica, open_replica};
 pub use self::shard::{Input, Outputs, Published, Shard};
 pub use self::wire::{Frame, FrameError, Route};

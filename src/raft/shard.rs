@@ -111,14 +111,30 @@ pub struct Published {
     pub term: u64,
     /// The leader, if known.
     pub leader: Option<ReplicaId>,
-    /// Highest committed index.
+    /// Entries up to this index are committed, and what this replica's log has there is them: all
+    /// that a leader knows to be committed, and of that, on a follower, what is on its disk. The
+    /// rest may have to take the place of other entries first. Never goes down.
     pub committed_index: u64,
-    /// Records below this offset are committed, and what this replica's log has there is them. On
-    /// a follower the end of what is also on its own disk: what is committed but not written yet
-    /// may have to take the place of other entries first. Never goes down.
+    /// The offset after their last record.
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
+}
+
+impl Published {
+    /// What is known of a replica before its first step.
+    pub fn unknown(group: LogId) -> Self {
+        Self {
+            group,
+            role: Role::Follower,
+            is_writable: false,
+            term: 0,
+            leader: None,
+            committed_index: 0,
+            high_watermark: 0,
+            log_start: 0,
+        }
+    }
 }
 
 /// What is to be done, and what is to be told.
@@ -205,6 +221,13 @@ impl<M: Machine> Shard<M> {
     /// A shard without groups. `seed` decides the election timeouts of its groups; nodes have
     /// different ones.
     pub fn new(config: Config, seed: u64, now: Now) -> Self {
+        Self::with_tokens_from(config, seed, now, 1)
+    }
+
+    /// The same, numbering what it hands out from `first_token` on, so that several shards can
+    /// share the threads that sync.
+    pub fn with_tokens_from(config: Config, seed: u64, now: Now, first_token: u64) -> Self {
+        assert!(first_token > 0, "token 0 stands for work that nobody waits for");
         Self {
             config,
             seed,
@@ -212,7 +235,7 @@ impl<M: Machine> Shard<M> {
             by_id: BTreeMap::new(),
             free: Vec::new(),
             touched: Vec::new(),
-            tokens: 1,
+            tokens: first_token,
             waiting: BTreeMap::new(),
             next_slice_ms: now.monotonic_ms,
             slice: 0,
@@ -428,11 +451,17 @@ impl<M: Machine> Shard<M> {
 
     fn publish(slot: &mut Slot<M>, out: &mut Outputs<M>) {
         let group = &slot.group;
-        let committed_index = group.committed();
+        let (index_before, end_before) =
+            slot.published.map_or((0, 0), |before| (before.committed_index, before.high_watermark));
         let is_leader = group.role() == Role::Leader;
-        let readable = if is_leader { committed_index } else { group.applicable() };
-        let end = group.tip_at(readable).map_or(0, |tip| tip.end_offset);
-        let before = slot.published.map_or(0, |published| published.high_watermark);
+        let readable = if is_leader { group.committed() } else { group.applicable() };
+        let committed_index = readable.max(index_before);
+        let high_watermark = group.tip_at(committed_index).map_or(end_before, |tip| tip.end_offset);
+        assert!(
+            high_watermark >= end_before,
+            "{}: the high watermark goes back from {end_before} to {high_watermark}",
+            group.id()
+        );
         let published = Published {
             group: group.id(),
             role: group.role(),
@@ -440,7 +469,7 @@ impl<M: Machine> Shard<M> {
             term: group.term(),
             leader: group.leader(),
             committed_index,
-            high_watermark: end.max(before),
+            high_watermark,
             log_start: slot.machine.log_start(),
         };
         if slot.published != Some(published) {

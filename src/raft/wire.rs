@@ -52,6 +52,8 @@ pub struct Frame {
     pub head: Bytes,
     /// What follows, borrowed from where it is.
     pub payloads: Vec<Bytes>,
+    /// Who misses something if the frame is lost: an append or a snapshot.
+    pub missed_by: Vec<(LogId, ReplicaId)>,
 }
 
 impl Frame {
@@ -80,7 +82,10 @@ impl Frame {
         head[48..56].copy_from_slice(&rest_bytes.to_le_bytes());
         let crc = crc32fast::hash(&head[8..]);
         head[4..8].copy_from_slice(&crc.to_le_bytes());
-        Self { head: head.freeze(), payloads }
+        let is_missed = |kind| matches!(kind, MessageKind::Append | MessageKind::Snapshot);
+        let missed = envelopes.iter().filter(|envelope| is_missed(envelope.kind));
+        let missed_by = missed.map(|envelope| (envelope.group, envelope.to)).collect();
+        Self { head: head.freeze(), payloads, missed_by }
     }
 
     /// Length in bytes.

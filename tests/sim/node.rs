@@ -221,14 +221,14 @@ impl Live {
         durability: Durability,
     ) -> storage::Result<()> {
         let opened = self.disk.open::<Replica>(group, replica, durability);
-        let opened = opened.map_err(storage_error)?;
-        match opened.report.case {
+        let (boot, machine, report) = opened.map_err(storage_error)?;
+        match report.case {
             Case::TornTail => self.tally.add("tail-torn", 1),
             Case::TornOutOfOrder => self.tally.add("tail-torn-out-of-order", 1),
             Case::Whole => {}
             case => panic!("{group} comes back with {case:?}"),
         }
-        self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
+        self.inputs.push(Input::Open(Box::new(boot), machine));
         Ok(())
     }
 

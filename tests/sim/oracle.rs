@@ -27,8 +27,9 @@ pub struct Oracle {
     /// Index of each record batch by its base offset.
     batches: BTreeMap<LogId, BTreeMap<u64, u64>>,
     leaders: BTreeMap<(LogId, u64), ReplicaId>,
-    /// Committed index and high watermark that each life of a replica has shown.
-    shown: BTreeMap<(LogId, ReplicaId, u64), (u64, u64)>,
+    /// Committed index and high watermark that each life of a replica has shown, and the index that
+    /// it knew to be committed.
+    shown: BTreeMap<(LogId, ReplicaId, u64), (u64, u64, u64)>,
     pub elections: u64,
 }
 
@@ -45,12 +46,13 @@ impl Oracle {
             "node {}: {group} goes back from {shown:?} to {published:?}",
             node.id
         );
-        let from = shown.0;
-        *shown = (published.committed_index, published.high_watermark);
+        let from = shown.2;
+        let committed = live.shard.group(group).unwrap().committed();
+        *shown = (published.committed_index, published.high_watermark, committed);
         if published.role == Role::Leader {
             self.observe_leader(node, published, replica, durability);
         }
-        self.settle(node, group, from, published.committed_index, durability);
+        self.settle(node, group, from, committed, durability);
     }
 
     fn observe_leader(

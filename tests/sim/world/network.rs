@@ -124,7 +124,7 @@ fn of_another_group(frame: &Frame, envelopes: &[Envelope], other: LogId) -> Opti
     head[GROUP_AT].copy_from_slice(other.0.as_bytes());
     let crc = crc32fast::hash(&head[8..]);
     head[CRC_AT].copy_from_slice(&crc.to_le_bytes());
-    let forged = Frame { head: head.into(), payloads: frame.payloads.clone() };
+    let forged = Frame { head: head.into(), ..frame.clone() };
     Some(forged.to_bytes())
 }
 

@@ -1,0 +1,355 @@
+//! A host: the shards of a node, each on a thread of its own.
+//!
+//! ```text
+//! callers ──mail──▶ shard 0..n ──requests──▶ sync threads ──tokens──▶ shard
+//! peers  ──frames─▶ (one thread   ──frames──▶ the network
+//!                    each)        ──reads───▶ reading threads ──entries─▶ shard
+//! ```
+//!
+//! A shard's thread never waits for a disk or for the network: it writes into the page cache, and
+//! hands everything else on. All mailboxes are bounded. Whoever asks finds a full one and is told
+//! so; what a peer sends is dropped, because Raft repeats it; what must not be lost, the news of
+//! what is durable, waits for room, which the shard always makes.
+
+mod counts;
+mod turn;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+
+use self::counts::Counters;
+pub use self::counts::Counts;
+use self::turn::{ColdJob, Turn};
+use super::config::Config;
+use super::envelope::{Envelope, Lane};
+use super::error::NotProposed;
+use super::group::mix;
+use super::machine::Machine;
+use super::membership::Operation;
+use super::open::Opened;
+use super::shard::{Input, Published};
+use super::wire::{Frame, FrameError, Route};
+use crate::storage::{self, DataDir, LogReader, Policy, Syncer};
+use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
+
+/// Mails that wait for one shard.
+const INBOX_MAX: usize = 4096;
+/// Reads that wait for a reading thread.
+const COLD_INBOX_MAX: usize = 256;
+/// Bits of a token that count; those above name the shard.
+const TOKEN_BITS: u32 = 48;
+
+/// Sends a frame to a node. False if it was not taken; it then counts as lost.
+pub type SendFrame = Arc<dyn Fn(NodeId, Lane, Frame) -> bool + Send + Sync>;
+/// Told of the error that ends all writing on this node. The process should end.
+pub type OnFatal = Arc<dyn Fn(&storage::Error) + Send + Sync>;
+
+/// Who a host is, and how large.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Times and bounds of its groups.
+    pub raft: Config,
+    /// Shards; one thread each.
+    pub shards: usize,
+    /// Threads that read from disk for followers far behind.
+    pub readers: usize,
+    /// Decides the election timeouts. Nodes have different ones.
+    pub seed: u64,
+    /// The way out.
+    pub send: SendFrame,
+    /// What happens when the disk failed.
+    pub on_fatal: OnFatal,
+}
+
+/// An answer's way back, and what is held until it is given: the room that the ask takes.
+#[derive(Debug)]
+pub struct Reply<A> {
+    /// Takes the answer.
+    pub sender: oneshot::Sender<A>,
+    /// Given back with the answer, also if nobody waits for it any more.
+    pub hold: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a host did not take an ask. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Too much waits already: try again in a moment.
+    #[error("the node has too much to do; try again in a moment")]
+    Overloaded,
+    /// The host is stopping, or its disk failed.
+    #[error("the node is stopping")]
+    Stopped,
+}
+
+/// A replica on this host, as others see it.
+#[derive(Debug, Clone)]
+pub struct Hosted {
+    /// What the replica says of itself. Closed when the replica stops.
+    pub published: watch::Receiver<Published>,
+    /// Its log.
+    pub reader: LogReader,
+}
+
+/// The shards of a node.
+pub struct Host<M: Machine> {
+    config: HostConfig,
+    dir: Arc<DataDir>,
+    doors: Vec<SyncSender<Mail<M>>>,
+    counters: Arc<Counters>,
+    threads: Vec<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// What a shard's thread is told.
+enum Mail<M: Machine> {
+    Open(Box<Opened<M>>, watch::Sender<Published>),
+    Close(LogId, oneshot::Sender<storage::Result<()>>),
+    Envelopes(Vec<Envelope>),
+    Ask {
+        group: LogId,
+        ask: M::Ask,
+        reply: Reply<M::Answer>,
+    },
+    Transfer {
+        group: LogId,
+        to: ReplicaId,
+        reply: oneshot::Sender<Result<u64, NotProposed>>,
+    },
+    Change {
+        group: LogId,
+        operations: Vec<Operation>,
+        reply: oneshot::Sender<Result<u64, NotProposed>>,
+    },
+    Synced(storage::Result<Vec<u64>>),
+    Read(Input<M>),
+    Retain(LogId, Policy),
+    Stop,
+}
+
+impl<M> Host<M>
+where
+    M: Machine + Send + 'static,
+    M::Ask: Send,
+    M::Answer: Send,
+{
+    /// Starts the threads of a host without replicas.
+    ///
+    /// # Panics
+    /// If there are no shards or no readers, or the system starts no thread.
+    pub fn start(config: HostConfig, dir: Arc<DataDir>) -> Self {
+        assert!(config.shards > 0 && config.readers > 0, "a host has shards and readers");
+        let (doors, inboxes): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|_| sync_channel(INBOX_MAX)).unzip();
+        let counters = Arc::new(Counters::default());
+        let syncer = Arc::new(dir.start_syncer(Box::new(report_to(doors.clone()))));
+        let (cold, jobs) = sync_channel(COLD_INBOX_MAX);
+        let readers = start_readers(config.readers, jobs, &doors);
+        let start = |(n, inbox): (usize, Receiver<Mail<M>>)| {
+            let turn = Turn::new(n, &config, &dir, &syncer, &counters, cold.clone(), inbox);
+            let name = format!("quipu-shard-{n}");
+            let spawned = thread::Builder::new().name(name).spawn(move || turn.run());
+            spawned.expect("the system starts a thread")
+        };
+        let threads = inboxes.into_iter().enumerate().map(start).collect();
+        Self { config, dir, doors, counters, threads, readers }
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Arc<DataDir> {
+        &self.dir
+    }
+
+    /// What was dropped, lost and refused so far.
+    pub fn counts(&self) -> Counts {
+        self.counters.read()
+    }
+
+    /// Starts a replica that was opened or made.
+    ///
+    /// # Errors
+    /// [`Refused::Stopped`].
+    pub fn open(&self, opened: Opened<M>) -> Result<Hosted, Refused> {
+        let (group, reader) = (opened.boot.id, opened.log.reader());
+        let (sender, published) = watch::channel(Published::unknown(group));
+        let door = self.door(group);
+        door.send(Mail::Open(Box::new(opened), sender)).map_err(|_| Refused::Stopped)?;
+        Ok(Hosted { published, reader })
+    }
+
+    /// Stops a replica and closes its log in order. Whoever waits for an answer of it is told that
+    /// the outcome is unknown.
+    ///
+    /// # Errors
+    /// [`Refused::Stopped`]; the receiver tells what closing the log came to.
+    pub fn close(&self, group: LogId) -> Result<oneshot::Receiver<storage::Result<()>>, Refused> {
+        let (sender, receiver) = oneshot::channel();
+        self.door(group).send(Mail::Close(group, sender)).map_err(|_| Refused::Stopped)?;
+        Ok(receiver)
+    }
+
+    /// Asks a group something.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn ask(&self, group: LogId, ask: M::Ask, reply: Reply<M::Answer>) -> Result<(), Refused> {
+        self.post(group, Mail::Ask { group, ask, reply })
+    }
+
+    /// Moves leadership of a group to `to`.
+    ///
+    /// # Errors
+    /// [`Refused`]; the receiver tells whether the leader began.
+    pub fn transfer(
+        &self,
+        group: LogId,
+        to: ReplicaId,
+    ) -> Result<oneshot::Receiver<Result<u64, NotProposed>>, Refused> {
+        let (reply, receiver) = oneshot::channel();
+        self.post(group, Mail::Transfer { group, to, reply })?;
+        Ok(receiver)
+    }
+
+    /// Changes the replicas of a group.
+    ///
+    /// # Errors
+    /// [`Refused`]; the receiver tells whether the leader began, and the index of the first step.
+    pub fn change(
+        &self,
+        group: LogId,
+        operations: Vec<Operation>,
+    ) -> Result<oneshot::Receiver<Result<u64, NotProposed>>, Refused> {
+        let (reply, receiver) = oneshot::channel();
+        self.post(group, Mail::Change { group, operations, reply })?;
+        Ok(receiver)
+    }
+
+    /// Applies a retention policy to a group's log, soon.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn retain(&self, group: LogId, policy: Policy) -> Result<(), Refused> {
+        self.post(group, Mail::Retain(group, policy))
+    }
+
+    /// Takes a frame that came from `from`. What the shards have no room for is dropped.
+    ///
+    /// # Errors
+    /// [`FrameError`]: it was counted, and nothing of it was used.
+    pub fn deliver(&self, from: NodeId, bytes: &Bytes) -> Result<(), FrameError> {
+        let route = Route { cluster: self.config.cluster, from, to: self.config.node };
+        let envelopes = Frame::decode(&route, bytes);
+        let envelopes = envelopes.inspect_err(|_| self.counters.frame_refused())?;
+        let mut bundles: Vec<Vec<Envelope>> = self.doors.iter().map(|_| Vec::new()).collect();
+        for envelope in envelopes {
+            bundles[shard_of(envelope.group, self.doors.len())].push(envelope);
+        }
+        for (door, bundle) in self.doors.iter().zip(bundles) {
+            if !bundle.is_empty() && door.try_send(Mail::Envelopes(bundle)).is_err() {
+                self.counters.bundle_dropped();
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all replicas, closes their logs in order and ends the threads.
+    pub fn stop(mut self) {
+        self.end();
+    }
+}
+
+impl<M: Machine> Host<M> {
+    fn door(&self, group: LogId) -> &SyncSender<Mail<M>> {
+        &self.doors[shard_of(group, self.doors.len())]
+    }
+
+    fn post(&self, group: LogId, mail: Mail<M>) -> Result<(), Refused> {
+        self.door(group).try_send(mail).map_err(|error| match error {
+            TrySendError::Full(_) => Refused::Overloaded,
+            TrySendError::Disconnected(_) => Refused::Stopped,
+        })
+    }
+
+    fn end(&mut self) {
+        for door in self.doors.drain(..) {
+            // A shard that is gone already needs no telling.
+            let _ = door.send(Mail::Stop);
+        }
+        for thread in self.threads.drain(..).chain(self.readers.drain(..)) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the host panicked");
+            }
+        }
+    }
+}
+
+impl<M: Machine> Drop for Host<M> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<M: Machine> std::fmt::Debug for Host<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("node", &self.config.node).finish_non_exhaustive()
+    }
+}
+
+/// Which shard a group is in. Ids are random.
+fn shard_of(group: LogId, shards: usize) -> usize {
+    (mix(group.0.as_u64_pair().1) % shards as u64) as usize
+}
+
+/// Tells each shard which of its tokens are done.
+fn report_to<M: Machine>(doors: Vec<SyncSender<Mail<M>>>) -> impl Fn(storage::Result<&[u64]>) {
+    move |round| {
+        for (n, door) in doors.iter().enumerate() {
+            let own = round.clone().map(|tokens| {
+                let is_own = |token: &&u64| *token >> TOKEN_BITS == n as u64;
+                tokens.iter().filter(is_own).copied().collect::<Vec<_>>()
+            });
+            if !matches!(&own, Ok(tokens) if tokens.is_empty()) {
+                // A shard that is gone waits for nothing.
+                let _ = door.send(Mail::Synced(own));
+            }
+        }
+    }
+}
+
+fn start_readers<M>(
+    count: usize,
+    jobs: Receiver<ColdJob>,
+    doors: &[SyncSender<Mail<M>>],
+) -> Vec<JoinHandle<()>>
+where
+    M: Machine + Send + 'static,
+    M::Ask: Send,
+    M::Answer: Send,
+{
+    let jobs = Arc::new(std::sync::Mutex::new(jobs));
+    let start = |n| {
+        let (jobs, doors) = (jobs.clone(), doors.to_vec());
+        let work = move || {
+            loop {
+                let job = jobs.lock().expect("no reading thread panics with the lock").recv();
+                let Ok(job) = job else { return };
+                let door = doors[job.shard].clone();
+                // A shard that is gone waits for nothing.
+                let _ = door.send(Mail::Read(job.read()));
+            }
+        };
+        let spawned = thread::Builder::new().name(format!("quipu-read-{n}")).spawn(work);
+        spawned.expect("the system starts a thread")
+    };
+    (0..count).map(start).collect()
+}
+
+/// The syncer that the shards share.
+type SharedSyncer = Arc<Syncer>;

@@ -1,0 +1,381 @@
+//! The loop of a shard's thread: take all that waits, step, carry out, tell.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{oneshot, watch};
+
+use super::super::disk::{Disk, read_base, read_cold};
+use super::super::effects::{ColdRead, Fault, Persist};
+use super::super::error::NotProposed;
+use super::super::group::Durability;
+use super::super::log_view::Divergence;
+use super::super::machine::{Machine, Now, Ticket};
+use super::super::shard::{Input, Outputs, Published, Shard};
+use super::counts::Counters;
+use super::{HostConfig, Mail, Reply, SharedSyncer, TOKEN_BITS};
+use crate::storage::{self, Access, DataDir, LogReader, Policy};
+use crate::types::LogId;
+
+/// Mails taken into one turn.
+const MAILS_MAX: usize = 4096;
+/// How often idle logs are tended and full disks tried again.
+const TEND_MS: u64 = 100;
+
+/// Something to be read where waiting for a disk is allowed.
+pub(super) struct ColdJob {
+    pub(super) shard: usize,
+    reader: LogReader,
+    what: Wanted,
+}
+
+enum Wanted {
+    Entries(ColdRead),
+    Base(LogId),
+}
+
+impl ColdJob {
+    /// Reads, and says what was read. What cannot be read is reported as nothing.
+    pub(super) fn read<M: Machine>(&self) -> Input<M> {
+        match self.what {
+            Wanted::Entries(read) => {
+                let entries = read_cold(&self.reader, &read, Access::MayBlock);
+                let entries = entries.unwrap_or_else(|error| {
+                    tracing::warn!(group = %read.group, %error, "a follower cannot be caught up");
+                    Vec::new()
+                });
+                Input::Fetched { group: read.group, first_index: read.first_index, entries }
+            }
+            Wanted::Base(group) => {
+                let base = read_base(&self.reader).unwrap_or_else(|error| {
+                    tracing::warn!(%group, %error, "the first checkpoint cannot be read");
+                    None
+                });
+                Input::Base { group, base }
+            }
+        }
+    }
+}
+
+/// A shard with everything its thread needs.
+pub(super) struct Turn<M: Machine> {
+    config: HostConfig,
+    number: usize,
+    started: Instant,
+    shard: Shard<M>,
+    disk: Disk,
+    syncer: SharedSyncer,
+    counters: Arc<Counters>,
+    cold: SyncSender<ColdJob>,
+    inbox: Receiver<Mail<M>>,
+    inputs: Vec<Input<M>>,
+    out: Outputs<M>,
+    asks: HashMap<Ticket, Reply<M::Answer>>,
+    decisions: HashMap<Ticket, oneshot::Sender<Result<u64, NotProposed>>>,
+    published: BTreeMap<LogId, watch::Sender<Published>>,
+    closing: Vec<(LogId, oneshot::Sender<storage::Result<()>>)>,
+    next_ticket: u64,
+    next_tend_ms: u64,
+    is_stopping: bool,
+}
+
+impl<M: Machine> Turn<M> {
+    pub(super) fn new(
+        number: usize,
+        config: &HostConfig,
+        dir: &Arc<DataDir>,
+        syncer: &SharedSyncer,
+        counters: &Arc<Counters>,
+        cold: SyncSender<ColdJob>,
+        inbox: Receiver<Mail<M>>,
+    ) -> Self {
+        let started = Instant::now();
+        let first_token = (number as u64) << TOKEN_BITS | 1;
+        let shard = Shard::with_tokens_from(
+            config.raft.clone(),
+            config.seed ^ number as u64,
+            now(started),
+            first_token,
+        );
+        Self {
+            config: config.clone(),
+            number,
+            started,
+            shard,
+            disk: Disk::new(dir.clone()),
+            syncer: syncer.clone(),
+            counters: counters.clone(),
+            cold,
+            inbox,
+            inputs: Vec::new(),
+            out: Outputs::default(),
+            asks: HashMap::new(),
+            decisions: HashMap::new(),
+            published: BTreeMap::new(),
+            closing: Vec::new(),
+            next_ticket: 1,
+            next_tend_ms: 0,
+            is_stopping: false,
+        }
+    }
+
+    /// Runs until the host stops or the disk fails.
+    pub(super) fn run(mut self) {
+        let result = loop {
+            if let Err(error) = self.turn() {
+                break Err(error);
+            }
+            if self.is_stopping {
+                break self.close_all();
+            }
+        };
+        if let Err(error) = result {
+            // DURABILITY: what is on disk is unknown from here on. Nothing is acknowledged any
+            // more, and nobody may be told that it is not stored either.
+            tracing::error!(%error, "the shard stops: its disk failed");
+            (self.config.on_fatal)(&error);
+        }
+    }
+
+    fn turn(&mut self) -> storage::Result<()> {
+        self.take_mails()?;
+        let now = now(self.started);
+        self.shard.step(now, &mut self.inputs, &mut self.out);
+        let persists = std::mem::take(&mut self.out.effects.persists);
+        self.perform(persists)?;
+        self.send();
+        self.answer();
+        self.read();
+        self.close_groups()?;
+        self.follow_faults()?;
+        if now.monotonic_ms >= self.next_tend_ms {
+            self.next_tend_ms = now.monotonic_ms + TEND_MS;
+            self.tend()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until something happens or the next tick is due, and takes all that is there.
+    fn take_mails(&mut self) -> storage::Result<()> {
+        let due_ms = self.shard.next_tick_ms().min(self.next_tend_ms.max(1));
+        let elapsed_ms = now(self.started).monotonic_ms;
+        let has_more = !self.inputs.is_empty();
+        let wait_ms = if has_more { 0 } else { due_ms.saturating_sub(elapsed_ms) };
+        match self.inbox.recv_timeout(Duration::from_millis(wait_ms)) {
+            Ok(mail) => self.take(mail)?,
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => self.is_stopping = true,
+        }
+        for _ in 1..MAILS_MAX {
+            let Ok(mail) = self.inbox.try_recv() else { return Ok(()) };
+            self.take(mail)?;
+        }
+        Ok(())
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        ticket
+    }
+
+    fn take(&mut self, mail: Mail<M>) -> storage::Result<()> {
+        match mail {
+            Mail::Open(opened, published) => {
+                self.published.insert(opened.boot.id, published);
+                self.disk.adopt(opened.log);
+                self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
+            }
+            Mail::Close(group, reply) => {
+                self.inputs.push(Input::Close(group));
+                self.closing.push((group, reply));
+            }
+            Mail::Envelopes(envelopes) => self.inputs.push(Input::Envelopes(envelopes)),
+            Mail::Ask { group, ask, reply } => {
+                let ticket = self.ticket();
+                self.asks.insert(ticket, reply);
+                self.inputs.push(Input::Ask { group, ticket, ask });
+            }
+            Mail::Transfer { group, to, reply } => {
+                let ticket = self.ticket();
+                self.decisions.insert(ticket, reply);
+                self.inputs.push(Input::Transfer { group, ticket, to });
+            }
+            Mail::Change { group, operations, reply } => {
+                let ticket = self.ticket();
+                self.decisions.insert(ticket, reply);
+                self.inputs.push(Input::Change { group, ticket, operations });
+            }
+            Mail::Synced(round) => self.inputs.extend(round?.into_iter().map(Input::Stored)),
+            Mail::Read(input) => self.inputs.push(input),
+            Mail::Retain(group, policy) => self.retain(group, &policy)?,
+            Mail::Stop => self.is_stopping = true,
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, persists: Vec<Persist>) -> storage::Result<()> {
+        let shard = &self.shard;
+        let mut checkpoint = |group, index| shard.checkpoint_at(group, index);
+        let mut done = Vec::new();
+        self.disk.perform(persists, &mut checkpoint, &self.syncer, &mut done)?;
+        self.inputs.extend(done.into_iter().map(Input::Stored));
+        Ok(())
+    }
+
+    fn send(&mut self) {
+        for (to, lane, frame) in self.out.take_frames(self.config.cluster, self.config.node) {
+            let missed_by = frame.missed_by.clone();
+            if !(self.config.send)(to, lane, frame) {
+                self.counters.frame_lost();
+                let lost = missed_by.into_iter().map(|(group, to)| Input::Lost { group, to });
+                self.inputs.extend(lost);
+            }
+        }
+        self.counters.dropped(std::mem::take(&mut self.out.dropped));
+    }
+
+    /// Tells those who asked, and everybody what has changed. Who has gone away is told nothing.
+    fn answer(&mut self) {
+        for (ticket, answer) in self.out.answers.drain(..) {
+            if let Some(reply) = self.asks.remove(&ticket) {
+                let _ = reply.sender.send(answer);
+            }
+        }
+        for (ticket, decision) in self.out.decisions.drain(..) {
+            if let Some(reply) = self.decisions.remove(&ticket) {
+                let _ = reply.send(decision);
+            }
+        }
+        for published in self.out.published.drain(..) {
+            if let Some(sender) = self.published.get(&published.group) {
+                sender.send_replace(published);
+            }
+        }
+    }
+
+    /// Has read what followers need: at once if it is in memory, else where waiting is allowed.
+    fn read(&mut self) {
+        for read in std::mem::take(&mut self.out.effects.cold_reads) {
+            let Some(reader) = self.disk.reader(read.group) else { continue };
+            self.counters.cold_read();
+            match read_cold(&reader, &read, Access::Hot) {
+                Ok(entries) => self.inputs.push(Input::Fetched {
+                    group: read.group,
+                    first_index: read.first_index,
+                    entries,
+                }),
+                Err(_) => self.read_elsewhere(reader, Wanted::Entries(read)),
+            }
+        }
+        for group in std::mem::take(&mut self.out.effects.bases) {
+            if let Some(reader) = self.disk.reader(group) {
+                self.read_elsewhere(reader, Wanted::Base(group));
+            }
+        }
+    }
+
+    fn read_elsewhere(&mut self, reader: LogReader, what: Wanted) {
+        let job = ColdJob { shard: self.number, reader, what };
+        if let Err(error) = self.cold.try_send(job) {
+            use std::sync::mpsc::TrySendError::{Disconnected, Full};
+            let (Full(job) | Disconnected(job)) = error;
+            // Asked for again with the follower's next heartbeat.
+            self.inputs.push(match job.what {
+                Wanted::Entries(read) => Input::Fetched {
+                    group: read.group,
+                    first_index: read.first_index,
+                    entries: Vec::new(),
+                },
+                Wanted::Base(group) => Input::Base { group, base: None },
+            });
+        }
+    }
+
+    fn close_groups(&mut self) -> storage::Result<()> {
+        for (group, reply) in std::mem::take(&mut self.closing) {
+            self.published.remove(&group);
+            let closed = self.disk.close(group);
+            let result = closed.clone();
+            let _ = reply.send(closed);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// A replica that kept what a majority lost takes it back and goes on; any other fault stops
+    /// it, for whoever runs the cluster to see to.
+    fn follow_faults(&mut self) -> storage::Result<()> {
+        for (group, fault) in std::mem::take(&mut self.out.effects.faults) {
+            let durability = self.shard.group(group).map(super::super::group::Group::durability);
+            let replica = self.shard.group(group).map(super::super::group::Group::replica);
+            let index = match (&fault, durability) {
+                (
+                    Fault::Diverged(Divergence::Committed { index, .. }),
+                    Some(Durability::Memory),
+                ) => *index,
+                _ => {
+                    tracing::error!(%group, %fault, "a replica stopped");
+                    continue;
+                }
+            };
+            tracing::warn!(%group, %fault, "a replica takes back what a majority lost");
+            let replica = replica.expect("a group that stopped is still here");
+            self.inputs.push(Input::Close(group));
+            let reopened = self
+                .disk
+                .rewind::<M>(group, index)
+                .and_then(|()| self.disk.open::<M>(group, replica, Durability::Memory));
+            match reopened {
+                Ok((boot, machine, _)) => self.inputs.push(Input::Open(Box::new(boot), machine)),
+                Err(error) => tracing::error!(%group, %error, "a replica cannot be opened again"),
+            }
+        }
+        Ok(())
+    }
+
+    fn tend(&mut self) -> storage::Result<()> {
+        let stalled = self.disk.stalled().count() as u64;
+        if stalled > 0 {
+            self.counters.appends_stalled(stalled);
+            let shard = &self.shard;
+            let mut checkpoint = |group, index| shard.checkpoint_at(group, index);
+            let mut done = Vec::new();
+            self.disk.retry(&mut checkpoint, &self.syncer, &mut done)?;
+            self.inputs.extend(done.into_iter().map(Input::Stored));
+        }
+        self.disk.tend(&self.syncer)
+    }
+
+    fn retain(&mut self, group: LogId, policy: &Policy) -> storage::Result<()> {
+        let (Some(found), Some(machine)) = (self.shard.group(group), self.shard.machine(group))
+        else {
+            return Ok(());
+        };
+        let (settled, log_start) = (found.settled(), machine.log_start());
+        let wall_ms = now(self.started).wall_ms;
+        match self.disk.retain(group, policy, log_start, settled, wall_ms) {
+            Ok(Some(start)) => self.inputs.push(Input::StartAdvanced { group, start }),
+            Ok(None) | Err(storage::Error::NoSpace { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn close_all(&mut self) -> storage::Result<()> {
+        let groups: Vec<_> = self.shard.groups().collect();
+        self.inputs.extend(groups.iter().copied().map(Input::Close));
+        self.shard.step(now(self.started), &mut self.inputs, &mut self.out);
+        self.answer();
+        self.published.clear();
+        groups.into_iter().try_for_each(|group| self.disk.close(group))
+    }
+}
+
+fn now(started: Instant) -> Now {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let wall_ms = since_1970.map_or(0, |elapsed| elapsed.as_millis() as i64);
+    Now { monotonic_ms: started.elapsed().as_millis() as u64, wall_ms }
+}

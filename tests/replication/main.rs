@@ -1,0 +1,146 @@
+//! Partitions replicated between three nodes of one process: real files, real threads.
+
+#![allow(unreachable_pub, reason = "the modules of a test share what they need")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use quipu::partition::{Acks, AskError, Command, FetchError, Handle, InitProducer};
+use quipu::raft::{Durability, Operation};
+use quipu::storage::{Access, Policy};
+use quipu::types::NodeId;
+
+use support::{Cluster, Setup, batch, partition, read_all, wait_for};
+
+/// Appends `values`, going to whoever leads, until each is acknowledged.
+async fn append_all(cluster: &Cluster, n: usize, values: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut offsets = Vec::new();
+    for value in values {
+        loop {
+            let leader = cluster.leader(n);
+            match leader.append(batch(value, 1000), Acks::Quorum).await {
+                Ok(appended) => break offsets.push(appended.base_offset),
+                Err(error) => assert!(error.is_retriable(), "{error}"),
+            }
+        }
+    }
+    offsets
+}
+
+/// Waits until a replica has all values up to `end`, in order. One whose append ended without
+/// answer was tried again, and may be there twice.
+fn wait_for_values(handle: &Handle, end: u64) {
+    wait_for("the last value", || {
+        let mut values = read_all(handle);
+        values.dedup();
+        (values.len() as u64 >= end).then(|| assert!(values.into_iter().eq(0..end)))
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_is_read_from_every_replica() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(3, Durability::Fsync));
+    for n in 0..3 {
+        let offsets = append_all(&cluster, n, 0..300).await;
+        assert!(offsets.is_sorted_by(|a, b| a < b), "{offsets:?}");
+    }
+    for handles in &cluster.handles {
+        for handle in handles {
+            wait_for_values(handle, 300);
+        }
+    }
+    assert!(cluster.leader(0).barrier().await.unwrap() >= 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_steps_down_and_follows_when_it_is_back() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
+    append_all(&cluster, 0, 0..50).await;
+    let old = cluster.leader(0);
+    let node = old.status().leader.unwrap().node();
+    cluster.network.cut_off(node);
+    let cut_off = old.append(batch(999, 100), Acks::Quorum).await;
+    assert_eq!(cut_off, Err(AskError::Unknown), "whether it is stored cannot be known");
+    let refused = old.append(batch(998, 100), Acks::Quorum).await;
+    assert!(matches!(refused, Err(AskError::NotLeader { .. })), "{refused:?}");
+    append_all(&cluster, 0, 50..100).await;
+    cluster.network.heal();
+    for handles in &cluster.handles {
+        wait_for_values(&handles[0], 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_there_after_all_nodes_were_stopped() {
+    let root = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let cluster = if round == 0 {
+            Cluster::found(root.path(), &Setup::for_tests(2, Durability::Fsync))
+        } else {
+            Cluster::start(root.path(), &Setup::for_tests(2, Durability::Fsync))
+        };
+        append_all(&cluster, 1, round * 100..(round + 1) * 100).await;
+        wait_for_values(cluster.leader(1), (round + 1) * 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_far_behind_catches_up_from_segments_and_from_a_snapshot() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
+    append_all(&cluster, 0, 0..20).await;
+    let leader = cluster.leader(0).status().leader.unwrap().node();
+    let behind = NodeId(leader.0 % 3 + 1);
+    cluster.network.cut_off(behind);
+    append_all(&cluster, 0, 20..1500).await;
+    // The leader forgets the start: the first to come back needs a snapshot.
+    let host = cluster.host(cluster.leader(0).status().leader.unwrap().node());
+    let policy = Policy { bytes: Some(600 * 1024), ..Policy::default() };
+    wait_for("retention", || {
+        host.retain(partition(0), policy).unwrap();
+        (cluster.leader(0).reader().log_start_offset() > 100).then_some(())
+    });
+    cluster.network.heal();
+    let handle = &cluster.handles[behind.0 as usize - 1][0];
+    assert!(handle.wait_beyond(1499).await >= 1500);
+    wait_for("the snapshot", || (handle.reader().log_start_offset() > 100).then_some(()));
+    let from = handle.reader().log_start_offset();
+    let fetched = handle.fetch(from, 1, Access::MayBlock).unwrap();
+    assert_eq!(fetched.batches[0].header.base_offset, from);
+    let gone = handle.fetch(5, 1, Access::MayBlock);
+    assert!(matches!(gone, Err(FetchError::OutOfRange { requested: 5, .. })), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_answered_with_the_first_offset_and_stored_once() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Memory));
+    let leader = cluster.leader(0);
+    let init = InitProducer { producer_id: 7, take_over: false };
+    leader.command(Command::InitProducer(init)).await.unwrap();
+    let mut first = batch(1, 100);
+    first.producer_id = 7;
+    for _ in 0..3 {
+        let appended = leader.append(first.clone(), Acks::Quorum).await.unwrap();
+        assert_eq!((appended.base_offset, appended.durability), (0, Durability::Memory));
+    }
+    assert_eq!(leader.barrier().await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_where_it_is_sent_and_a_replica_can_be_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Fsync));
+    let old = cluster.leader(0).status().leader.unwrap();
+    let to = quipu::types::ReplicaId::new(NodeId(old.node().0 % 3 + 1), 1);
+    let answer = cluster.host(old.node()).transfer(partition(0), to).unwrap();
+    assert_eq!(answer.await.unwrap(), Ok(0));
+    wait_for("the new leader", || (cluster.leader(0).status().leader == Some(to)).then_some(()));
+    let remove = vec![Operation::Remove(old)];
+    let answer = cluster.host(to.node()).change(partition(0), remove).unwrap();
+    assert!(answer.await.unwrap().is_ok());
+    append_all(&cluster, 0, 0..10).await;
+    wait_for_values(cluster.leader(0), 10);
+}
