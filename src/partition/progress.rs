@@ -180,7 +180,9 @@ impl Progress {
 
     /// Stores a group that was active right now.
     fn put(&mut self, id: GroupId, group: Group, now_ms: i64) {
-        self.take(&id);
+        let before = self.take(&id).map_or(0, |before| before.generation);
+        let generation = group.generation;
+        assert!(generation >= before, "a generation goes back from {before} to {generation}");
         self.insert(id, Group { active_ms: now_ms, ..group });
     }
 

@@ -273,6 +273,8 @@ impl Replica {
     fn take_over(&mut self, group: &Group) {
         let has_all = self.state.applied_index() == group.last_index();
         if self.leading.is_none() && group.is_writable() && has_all {
+            let waiting = self.waiting();
+            assert!(waiting == 0, "{waiting} wait for a leader of an earlier term");
             let in_flight = InFlight::new(&self.state);
             self.leading = Some(Leading { term: group.term(), in_flight });
         }
@@ -317,6 +319,8 @@ impl Replica {
     /// Answers those who asked how far the log is.
     fn settle_reads(&mut self, group: &mut Group, answers: &mut Answers<Response>) {
         for (number, index) in group.take_reads() {
+            let committed = group.committed();
+            assert!(index <= committed, "a read waits for {index}, {committed} are committed");
             let of = self.barriers.iter().position(|(waiting, _)| *waiting == number);
             if let Some(at) = of {
                 let (_, ticket) = self.barriers.swap_remove(at);
@@ -419,6 +423,8 @@ impl Machine for Replica {
             // What stops a replica stops it when the entry is committed, not before.
             let _ = state.apply(&entry.header, &entry.payload);
         }
+        let reached = state.applied_index();
+        assert!(reached == index, "the state at {index} is asked for, it is at {reached}");
         state.checkpoint()
     }
 }

@@ -107,6 +107,7 @@ impl Disk {
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
+        assert!(index > 0, "{group}: entry {index} is taken back, entries count from 1");
         let mut hard_state = hard_state_of(&self.dir, group)?;
         hard_state.commit = hard_state.commit.min(index - 1);
         let (kind, value) = (FactKind::HardState, Some(hard_state.encode()));
@@ -297,6 +298,11 @@ fn append(
         );
     }
     entries.retain(|entry| entry.header.index > appended);
+    assert!(
+        entries.is_empty() || result.is_err(),
+        "{group}: {} entries were not appended, the log ends at {appended}",
+        entries.len()
+    );
     result
 }
 

@@ -241,6 +241,12 @@ impl SnapshotBody {
         bytes.put_u32_le(membership.len() as u32);
         bytes.put_slice(&membership);
         let tip = &self.base.tip;
+        assert!(
+            tip.index > 0 && tip.term > 0,
+            "a snapshot begins after an entry, not at index {} of term {}",
+            tip.index,
+            tip.term
+        );
         bytes.put_u64_le(tip.index);
         bytes.put_u64_le(tip.term);
         bytes.put_u64_le(tip.end_offset);

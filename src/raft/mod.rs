@@ -11,7 +11,7 @@
 //! | shard | `shard` | many groups with their state machines, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
-//! | disk | `disk`, `open` | effects carried out on a data directory; replicas made and brought back |
+//! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
 //! | host | `host` | the shards of a node, each on a thread of its own |
 //! | membership | `membership` | the replicas of a group, and how they change |
 //! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |

@@ -134,6 +134,12 @@ pub fn open_replica<M: Machine>(
         ReplayError::Fault(fault) => OpenError::Fault { log: group, fault },
     })?;
     let Replay { machine, tip: applied, commit, kept } = replay;
+    assert!(
+        applied.index == commit && commit <= tip.index,
+        "{group}: {} is applied, {commit} committed, the log ends at {}",
+        applied.index,
+        tip.index
+    );
     hard_state.commit = commit;
     let terms = term_starts(&reader, start, tip)?;
     let (id, entries) = (group, kept);

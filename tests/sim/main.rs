@@ -28,6 +28,12 @@ fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("the variable is a number"))
 }
 
+/// As many as there are cores, or as many as `QUIPU_SIM_THREADS` says.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    env("QUIPU_SIM_THREADS").map_or(cores, |threads| threads as usize)
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");
@@ -36,6 +42,7 @@ fn clusters_agree_whatever_happens() {
         count: seeds.unwrap_or(SEEDS),
         // Whoever says how many gets as many.
         time_max: seeds.map_or(TIME_MAX, |_| Duration::MAX),
+        threads: threads(),
     };
     let report = runs.run();
     let text = report.to_string();

@@ -21,6 +21,7 @@ pub struct Runs {
     pub first: u64,
     pub count: u64,
     pub time_max: Duration,
+    pub threads: usize,
 }
 
 /// What came of them.
@@ -33,14 +34,13 @@ pub struct Report {
 }
 
 impl Runs {
-    /// Runs all seeds, on all cores.
+    /// Runs all seeds.
     pub fn run(self) -> Report {
         let started = Instant::now();
         let next = AtomicU64::new(self.first);
         let report = Mutex::new(Report::default());
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
-            for _ in 0..cores {
+            for _ in 0..self.threads {
                 scope.spawn(|| {
                     while started.elapsed() < self.time_max {
                         let seed = next.fetch_add(1, Ordering::Relaxed);

@@ -50,6 +50,7 @@ impl Group {
             let pass = self.passes.pop_front().expect("there is a first pass");
             self.complete(pass.ready, pass.held, effects);
             if let Some(index) = pass.restores {
+                assert!(self.is_restoring, "{}: a snapshot at {index} is installed twice", self.id);
                 self.node.advance_apply_to(index);
                 self.is_restoring = false;
             }
@@ -94,6 +95,8 @@ impl Group {
     /// Sees that what was handed out under `token` is waited for.
     fn open_pass(&mut self, token: u64, has_vote: bool, restores: Option<u64>) {
         let since_tick = self.ticks;
+        let last = self.passes.back().map_or(0, |pass| pass.token);
+        assert!(last <= token, "{}: pass {token} is handed out after {last}", self.id);
         if self.passes.back().is_none_or(|pass| pass.token != token) {
             let (ready, held, is_done) = (0, Vec::new(), false);
             let pass =
@@ -204,6 +207,14 @@ impl Group {
     /// there may be one without the other. Capped, it speaks of entries that are on disk.
     fn note_hard_state(&mut self, term: u64, vote: u64) -> Bytes {
         let commit = self.committed().min(self.persisted()).max(self.recorded.commit);
+        let before = self.recorded;
+        assert!(term >= before.term, "{}: term {term} comes after {}", self.id, before.term);
+        assert!(
+            term > before.term || before.vote == 0 || vote == before.vote,
+            "{}: a vote for {vote} in term {term}, after one for {}",
+            self.id,
+            before.vote
+        );
         self.recorded = HardState { term, vote, commit };
         self.recorded.encode()
     }
@@ -232,6 +243,13 @@ impl Group {
             }
         }
         if let Some(last) = committed.last() {
+            let applicable = self.applicable();
+            assert!(
+                last.index <= applicable,
+                "{}: entry {} is to be applied, {applicable} are committed and stored",
+                self.id,
+                last.index
+            );
             self.node.mut_store().changes_applied(last.index);
             self.node.advance_apply_to(last.index);
         }
@@ -243,6 +261,13 @@ impl Group {
         let change = Change::decode(&entry.payload).ok_or(Fault::UnknownChange { index })?;
         let applied = self.node.apply_conf_change(&change.to_conf_change());
         let state = applied.map_err(|_| Fault::UnknownChange { index })?;
+        let before = std::mem::take(&mut self.membership);
+        assert!(
+            index > before.index,
+            "{}: the change at {index} is applied to the membership of {}",
+            self.id,
+            before.index
+        );
         self.membership = Membership::from_conf_state(index, &state);
         self.node.mut_store().forget_snapshot();
         steps.push(Step::Record(FactKind::Membership, self.membership.encode()));

@@ -94,6 +94,13 @@ impl Group {
             return true;
         };
         if before_last > self.committed() {
+            let persisted = self.persisted();
+            assert!(
+                before_last <= self.last_index(),
+                "{}: the change at {before_last} is in a log of {}, {persisted} stored",
+                self.id,
+                self.last_index()
+            );
             self.incidents.inferred_commits += 1;
             self.node.raft.raft_log.commit_to(before_last);
         }
