@@ -13,6 +13,7 @@ use super::log_view::Base;
 use super::machine::Machine;
 use super::membership::Membership;
 use super::open::{OpenError, create_replica, hard_state_of, open_replica};
+use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, DataDir, Entry, FactKind, Log, LogReader, Policy, RecoveryReport,
     SyncRequest, Syncer, Tip,
@@ -205,7 +206,7 @@ impl Disk {
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
         match self.write(&mut persist, checkpoint) {
-            Ok(log) if persist.is_synced => {
+            Ok(log) if persist.is_synced && !planted(Bug::AckBeforeSync) => {
                 syncer.submit(SyncRequest { log, token: persist.token });
             }
             Ok(_) => done.push(persist.token),

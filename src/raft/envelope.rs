@@ -61,7 +61,7 @@ impl MessageKind {
         Self::ALL[self as usize - 1].1
     }
 
-    fn is_vote(self) -> bool {
+    pub(super) fn is_vote(self) -> bool {
         matches!(self, Self::PreVote | Self::PreVoteResponse | Self::Vote | Self::VoteResponse)
     }
 }

@@ -13,6 +13,7 @@
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
 //! | host | `host` | the shards of a node, each on a thread of its own |
+//! | planted bug | `planted` | breaches of single rules, for tests |
 //! | membership | `membership` | the replicas of a group, and how they change |
 //! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |
 //! | envelope, frame | `envelope`, `wire` | what replicas say to each other, and its bytes |
@@ -34,6 +35,7 @@ mod log_view;
 mod machine;
 mod membership;
 mod open;
+pub mod planted;
 mod shard;
 mod wire;
 

@@ -10,6 +10,7 @@ use super::hard_state::{Checkpoint, HardState};
 use super::log_view::TermStart;
 use super::machine::Machine;
 use super::membership::Membership;
+use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, Class, DataDir, Entry, FactKind, Kind, Log, LogReader, RecoveryReport,
     Tip,
@@ -107,11 +108,13 @@ pub fn open_replica<M: Machine>(
 ) -> Result<Opened<M>, OpenError> {
     let (log, report) = dir.open_log(group)?;
     // DURABILITY: raft-rs takes everything that it can read for durable.
-    log.sync()?;
+    if !planted(Bug::OpenWithoutSync) {
+        log.sync()?;
+    }
     let reader = log.reader();
     let (start, tip) = (reader.tip_at(reader.first_index() - 1, Access::MayBlock)?, log.tip());
     let mut hard_state = hard_state_of(dir, group)?;
-    if tip.term > hard_state.term {
+    if tip.term > hard_state.term && !planted(Bug::OldVoteKept) {
         // The vote of an earlier term says nothing about this one.
         hard_state = move_to_term(dir, group, tip.term, hard_state)?;
     }
@@ -120,7 +123,9 @@ pub fn open_replica<M: Machine>(
         // A later term makes whoever leads ask again.
         hard_state = move_to_term(dir, group, hard_state.term + 1, hard_state)?;
     }
-    hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
+    if !planted(Bug::CommitNotClamped) {
+        hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
+    }
     let (from, checkpoint) = checkpoint_at(group, &reader, hard_state.commit)?;
     let membership = membership_of(dir, group, &checkpoint)?;
     // The change that made this membership was applied, so it is committed, and so is all that

@@ -18,7 +18,8 @@ use super::group::{Boot, Group, Role, mix};
 use super::hard_state::Checkpoint;
 use super::log_view::Base;
 use super::machine::{Answers, Machine, Now, Ticket};
-use super::membership::Operation;
+use super::membership::{Membership, Operation};
+use super::planted::{Bug, planted};
 use super::wire::{Frame, Route};
 use crate::storage::{Entry, Tip};
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -272,7 +273,10 @@ impl<M: Machine> Shard<M> {
     /// If the group is not here: its disk has work of nobody.
     pub fn checkpoint_at(&self, group: LogId, index: u64) -> Checkpoint {
         let slot = self.slot(group).expect("a group with work for the disk is here");
-        let membership = slot.group.membership().clone();
+        let mut membership = slot.group.membership().clone();
+        if planted(Bug::MembershipNotInCheckpoint) {
+            membership = Membership::default();
+        }
         Checkpoint { membership, state: slot.machine.checkpoint_at(index, &slot.group) }
     }
 
@@ -453,8 +457,11 @@ impl<M: Machine> Shard<M> {
         let group = &slot.group;
         let (index_before, end_before) =
             slot.published.map_or((0, 0), |before| (before.committed_index, before.high_watermark));
-        let is_leader = group.role() == Role::Leader;
-        let readable = if is_leader { group.committed() } else { group.applicable() };
+        let is_leader = group.role() == Role::Leader || planted(Bug::FollowerReadsBeforeWritten);
+        let mut readable = if is_leader { group.committed() } else { group.applicable() };
+        if planted(Bug::EarlyHighWatermark) {
+            readable = group.persisted();
+        }
         let committed_index = readable.max(index_before);
         let high_watermark = group.tip_at(committed_index).map_or(end_before, |tip| tip.end_offset);
         assert!(

@@ -11,6 +11,8 @@ mod clients;
 mod node;
 mod oracle;
 mod plan;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod rng;
 mod runs;
 mod tally;
@@ -43,6 +45,7 @@ fn clusters_agree_whatever_happens() {
         // Whoever says how many gets as many.
         time_max: seeds.map_or(TIME_MAX, |_| Duration::MAX),
         threads: threads(),
+        ..Runs::default()
     };
     let report = runs.run();
     let text = report.to_string();

@@ -13,7 +13,7 @@ use crate::world::World;
 /// One seed in so many runs twice, to see that it is the same run.
 const TWICE_EVERY: u64 = 100;
 /// After so many failures the cause is worth more than the count.
-const FAILURES_MAX: usize = 20;
+pub const FAILURES_MAX: usize = 20;
 
 /// Which seeds to run.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,25 @@ pub struct Runs {
     pub count: u64,
     pub time_max: Duration,
     pub threads: usize,
+    /// After so many failures no more seeds are begun.
+    pub failures_max: usize,
+    /// What each thread does before its first seed.
+    pub prepare: fn(),
+    pub is_quiet: bool,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self {
+            first: 1,
+            count: 1,
+            time_max: Duration::MAX,
+            threads: 1,
+            failures_max: FAILURES_MAX,
+            prepare: || (),
+            is_quiet: false,
+        }
+    }
 }
 
 /// What came of them.
@@ -42,13 +61,17 @@ impl Runs {
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
                 scope.spawn(|| {
+                    (self.prepare)();
                     while started.elapsed() < self.time_max {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
                         let failed = report.lock().unwrap().failures.len();
-                        if seed >= self.first + self.count || failed >= FAILURES_MAX {
+                        if seed >= self.first + self.count || failed >= self.failures_max {
                             break;
                         }
                         let result = run_seed(seed);
+                        if !self.is_quiet {
+                            say(seed, &result);
+                        }
                         report.lock().unwrap().add(seed, result, started);
                     }
                 });
@@ -85,15 +108,18 @@ fn run_once(seed: u64) -> Result<(Tally, u64), String> {
     })
 }
 
+fn say(seed: u64, result: &Result<Tally, String>) {
+    if let Err(why) = result {
+        eprintln!("seed {seed} failed: {why}");
+    }
+}
+
 impl Report {
     fn add(&mut self, seed: u64, result: Result<Tally, String>, started: Instant) {
         self.seeds += 1;
         match result {
             Ok(tally) => self.tally.merge(&tally),
-            Err(why) => {
-                eprintln!("seed {seed} failed: {why}");
-                self.failures.push((seed, why));
-            }
+            Err(why) => self.failures.push((seed, why)),
         }
         if self.seeds.is_multiple_of(5_000) {
             let (seeds, failures) = (self.seeds, self.failures.len());

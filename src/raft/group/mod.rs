@@ -34,6 +34,7 @@ use super::envelope::{Envelope, Lane};
 use super::hard_state::HardState;
 use super::log_view::{LogView, TermStart};
 use super::membership::Membership;
+use super::planted::{Bug, planted};
 use crate::storage::{Entry, Kind, Tip};
 use crate::types::{LogId, ReplicaId};
 
@@ -336,7 +337,8 @@ impl Group {
 
     /// True if the replica leads and everything before its term is committed: proposals may come.
     pub fn is_writable(&self) -> bool {
-        self.role() == Role::Leader && self.is_running() && self.node.raft.commit_to_current_term()
+        let is_known = self.node.raft.commit_to_current_term() || planted(Bug::WriteBeforeNoOp);
+        self.role() == Role::Leader && self.is_running() && is_known
     }
 
     /// True if everything handed out is durable and nothing waits.
@@ -345,7 +347,8 @@ impl Group {
     }
 
     fn is_running(&self) -> bool {
-        !self.is_restoring && self.fault.is_none()
+        let is_free = !self.is_restoring || planted(Bug::BusyWhileRestoring);
+        is_free && self.fault.is_none()
     }
 
     fn view(&self) -> &LogView {

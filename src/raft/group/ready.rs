@@ -9,6 +9,7 @@ use super::super::envelope::{Envelope, Lane, SnapshotBody};
 use super::super::hard_state::HardState;
 use super::super::log_view::from_raft;
 use super::super::membership::{Change, Membership};
+use super::super::planted::{Bug, planted};
 use super::{Group, Pass, Role};
 use crate::storage::{Entry, FactKind, Kind, Tip};
 
@@ -59,7 +60,9 @@ impl Group {
 
     /// Tells the library that its readies up to `ready` are durable, and then the world.
     fn complete(&mut self, ready: u64, held: Vec<(Lane, Envelope)>, effects: &mut Effects) {
-        self.node.on_persist_ready(ready);
+        if !planted(Bug::SendBeforeNoticing) || held.is_empty() {
+            self.node.on_persist_ready(ready);
+        }
         effects.envelopes.extend(held);
     }
 
@@ -81,11 +84,21 @@ impl Group {
         }));
         let number = ready.number();
         let now = self.seal(ready.take_messages());
-        let held = self.seal(ready.take_persisted_messages());
+        let mut held = self.seal(ready.take_persisted_messages());
+        if planted(Bug::SendBeforeDurable) {
+            effects.envelopes.append(&mut held);
+        }
+        if planted(Bug::VoteBeforeDurable) {
+            effects.envelopes.extend(held.extract_if(.., |(_, held)| held.kind.is_vote()));
+        }
         let committed = ready.take_committed_entries();
         self.node.advance_append_async(ready);
-        if steps.len() > mark {
+        let is_writing = steps.len() > mark;
+        if is_writing {
             self.open_pass(token, has_vote, restores);
+        }
+        if planted(Bug::SendOutOfOrder) && !is_writing {
+            effects.envelopes.append(&mut held);
         }
         self.wait(number, held, effects);
         self.send_or_hold(now, effects);
@@ -122,8 +135,8 @@ impl Group {
     /// Sends a leader's messages, unless its term and vote are not durable.
     fn send_or_hold(&mut self, envelopes: Vec<(Lane, Envelope)>, effects: &mut Effects) {
         match self.passes.iter_mut().rev().find(|pass| pass.has_vote) {
-            Some(pass) => pass.held.extend(envelopes),
-            None => effects.envelopes.extend(envelopes),
+            Some(pass) if !planted(Bug::LeadBeforeTermDurable) => pass.held.extend(envelopes),
+            _ => effects.envelopes.extend(envelopes),
         }
     }
 
@@ -165,6 +178,7 @@ impl Group {
             );
             self.node.mut_store().truncate(first_index - 1);
             let committed_index = committed_index.min(first_index - 1);
+            let first_index = if planted(Bug::CommittedTruncated) { 2 } else { first_index };
             steps.push(Step::Truncate { first_index, committed_index });
         }
         let entries: Vec<Entry> = raft.iter().map(|entry| self.claim(entry)).collect();
@@ -205,8 +219,13 @@ impl Group {
 
     /// DURABILITY: the commit index goes to the journal, the entries to the log; after a power cut
     /// there may be one without the other. Capped, it speaks of entries that are on disk.
+    fn recordable(&self) -> u64 {
+        if planted(Bug::CommitBeyondDisk) { self.committed() } else { self.applicable() }
+    }
+
+    /// Takes note of what the journal is told, and returns it.
     fn note_hard_state(&mut self, term: u64, vote: u64) -> Bytes {
-        let commit = self.committed().min(self.persisted()).max(self.recorded.commit);
+        let commit = self.recordable().max(self.recorded.commit);
         let before = self.recorded;
         assert!(term >= before.term, "{}: term {term} comes after {}", self.id, before.term);
         assert!(
@@ -222,7 +241,7 @@ impl Group {
     /// Records the commit index now and then, so that a restart need not wait for a leader to apply
     /// what was applied before. Nothing depends on it, so nothing waits for it.
     fn record_commit(&mut self, token: u64, steps: &mut Vec<Step>) {
-        let commit = self.committed().min(self.persisted());
+        let commit = self.recordable();
         let is_due =
             self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) && commit > self.recorded.commit;
         let is_own_pass = self.passes.back().is_some_and(|pass| pass.token == token);
@@ -238,7 +257,8 @@ impl Group {
         for stub in committed {
             let is_change = stub.get_entry_type() == EntryType::EntryConfChangeV2;
             // What the snapshot's membership has seen already comes by again with the log.
-            if is_change && stub.index > self.membership.index {
+            let is_new = stub.index > self.membership.index || planted(Bug::ChangeAppliedTwice);
+            if is_change && is_new {
                 self.apply_change(stub.index, steps)?;
             }
         }
@@ -271,7 +291,8 @@ impl Group {
         self.membership = Membership::from_conf_state(index, &state);
         self.node.mut_store().forget_snapshot();
         steps.push(Step::Record(FactKind::Membership, self.membership.encode()));
-        if self.role() == Role::Leader && !self.membership.is_voter(self.replica) {
+        let stays = self.membership.is_voter(self.replica) || planted(Bug::RemovedLeaderStays);
+        if self.role() == Role::Leader && !stays {
             let term = self.term();
             self.node.raft.become_follower(term, 0);
         }
@@ -290,7 +311,9 @@ impl Group {
         // A leader that was deposed within the same step may leave messages behind whose entries
         // are gone already: they are lost on their way.
         let seal_one = |mut message: Message| {
-            self.mend(&mut message)?;
+            if !planted(Bug::AppendNotMended) {
+                self.mend(&mut message)?;
+            }
             // Only what was read from disk for a follower carries its header along.
             let is_cold = message.get_entries().iter().any(|entry| !entry.context.is_empty());
             let envelope = Envelope::from_raft(self.id, message, entry)?;

@@ -3,6 +3,7 @@
 use ::raft::{Progress, ProgressState, SnapshotStatus};
 
 use super::super::membership::Change;
+use super::super::planted::{Bug, planted};
 use super::{Group, Role, mix};
 use crate::types::ReplicaId;
 
@@ -52,7 +53,8 @@ impl Group {
     /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
     /// the one to leave, the others might not know that it may, and it could not tell them.
     fn end_change(&mut self, now_ms: i64) {
-        if self.membership.voters.contains(&self.replica) {
+        let stays = self.membership.voters.contains(&self.replica);
+        if stays || planted(Bug::LeavingLeaderLeaves) {
             // A refusal is tried again with the next tick.
             let _ = self.propose_step(&Change::Leave, now_ms);
         } else {

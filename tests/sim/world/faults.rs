@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use quipu::raft::planted::{Bug, planted};
 use quipu::raft::{Divergence, Durability, Fault, Input, Role, Ticket};
 use quipu::storage::{Policy, Tip};
 use quipu::types::{LogId, NodeId, ReplicaId};
@@ -142,7 +143,7 @@ impl World {
         for (group, replica) in lost {
             self.incarnations += 1;
             let wanted = self.wanted.get_mut(&group).expect("the group exists");
-            if wanted.remove(&replica) {
+            if !planted(Bug::WipedKeepsId) && wanted.remove(&replica) {
                 wanted.insert(ReplicaId::new(id, self.incarnations));
             }
         }
