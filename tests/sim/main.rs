@@ -36,6 +36,29 @@ fn threads() -> usize {
     env("QUIPU_SIM_THREADS").map_or(cores, |threads| threads as usize)
 }
 
+/// Runs one seed that failed before what it showed was mended.
+fn expect(seed: u64) {
+    if let Err(why) = runs::run_seed(seed) {
+        panic!("seed {seed} fails again: {why}");
+    }
+}
+
+#[test]
+fn appends_that_the_library_put_together_follow_from_one_another() {
+    expect(2);
+    expect(58);
+}
+
+#[test]
+fn readers_of_a_follower_with_a_full_disk_see_nothing_that_is_to_go() {
+    expect(188);
+}
+
+#[test]
+fn a_replica_with_another_history_takes_back_what_comes_before_the_leaders_log_too() {
+    expect(10_553);
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");

@@ -77,10 +77,16 @@ impl Group {
             }
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
-        let Some(other) = envelope.entries.iter().find(is_other) else {
+        let before = (envelope.index, envelope.log_term);
+        let (committed, is_known) = (log.committed, envelope.index >= start.index);
+        let departs =
+            is_known && envelope.index <= committed && !log.match_term(before.0, before.1);
+        let other = envelope.entries.iter().find(is_other).map(|other| other.header);
+        // What comes before the entries is the further back.
+        let other = departs.then_some(before).or(other.map(|other| (other.index, other.term)));
+        let Some((index, found)) = other else {
             return Ok(());
         };
-        let (index, found) = (other.header.index, other.header.term);
         self.pending_fault = Some(Fault::Diverged(Divergence::Committed { index, found }));
         Err(Dropped::Busy)
     }
