@@ -35,6 +35,12 @@ pub enum Step {
 }
 
 impl Step {
+    /// True if the step counts although the log is replaced after it. What would have gone into the
+    /// log need not, and cannot any more: the state for its segments is gone.
+    pub(super) fn outlives_reset(&self) -> bool {
+        matches!(self, Self::Record(..) | Self::Hint(..))
+    }
+
     /// True if the step is not done before it is on disk.
     ///
     /// DURABILITY: with [`Durability::Memory`] only records and commands may be lost to a power

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | group | `group` | one replica of one group: raft-rs, and the rules for driving it |
 //! | log view | `log_view` | the log as raft-rs sees it: terms, and the tail in memory |
-//! | shard | `shard` | many groups with their state machines, stepped together |
+//! | shard | `shard`, `peers` | many groups with their state machines, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects carried out on a data directory; replicas made and brought back |
@@ -34,6 +34,7 @@ mod log_view;
 mod machine;
 mod membership;
 mod open;
+mod peers;
 mod shard;
 mod wire;
 

@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 
 use super::config::Config;
 use super::effects::Effects;
-use super::envelope::{Envelope, Lane};
+use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::{Dropped, NotProposed};
 use super::group::{Boot, Group, Role, mix};
 use super::hard_state::Checkpoint;
 use super::log_view::Base;
 use super::machine::{Answers, Machine, Now, Ticket};
 use super::membership::Operation;
+use super::peers::Peers;
 use super::wire::{Frame, Route};
 use crate::storage::{Entry, Tip};
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -213,18 +214,25 @@ pub struct Shard<M: Machine> {
     waiting: BTreeMap<u64, LogId>,
     next_slice_ms: u64,
     slice: u64,
+    /// The node, known from the first group on.
+    node: Option<NodeId>,
+    /// Tells this run of the process from others, so that nodes notice when one starts anew.
+    life: u64,
+    peers: Peers,
 }
 
 impl<M: Machine> Shard<M> {
     /// A shard without groups. `seed` decides the election timeouts of its groups; nodes have
     /// different ones.
     pub fn new(config: Config, seed: u64, now: Now) -> Self {
-        Self::with_tokens_from(config, seed, now, 1)
+        let life = mix(seed ^ now.wall_ms.cast_unsigned());
+        Self::one_of_many(config, seed, now, life, 1)
     }
 
-    /// The same, numbering what it hands out from `first_token` on, so that several shards can
-    /// share the threads that sync.
-    pub fn with_tokens_from(config: Config, seed: u64, now: Now, first_token: u64) -> Self {
+    /// The same for one of several shards of a node. They have the same `life`, a number that no
+    /// other run of the process has, and number what they hand out from `first_token` on, so that
+    /// they can share the threads that sync.
+    pub fn one_of_many(config: Config, seed: u64, now: Now, life: u64, first_token: u64) -> Self {
         assert!(first_token > 0, "token 0 stands for work that nobody waits for");
         Self {
             config,
@@ -237,6 +245,9 @@ impl<M: Machine> Shard<M> {
             waiting: BTreeMap::new(),
             next_slice_ms: now.monotonic_ms,
             slice: 0,
+            node: None,
+            life: life | 1,
+            peers: Peers::default(),
         }
     }
 
@@ -279,7 +290,7 @@ impl<M: Machine> Shard<M> {
         for input in inputs.drain(..) {
             self.take(now, input, out);
         }
-        self.tick(now);
+        self.tick(now, out);
         let mut touched = std::mem::take(&mut self.touched);
         for at in touched.drain(..) {
             self.advance(at, out);
@@ -292,10 +303,12 @@ impl<M: Machine> Shard<M> {
             Input::Open(boot, machine) => self.open(*boot, machine),
             Input::Close(group) => self.close(group, out),
             Input::Envelopes(envelopes) => {
-                envelopes.into_iter().for_each(|envelope| self.receive(envelope, out));
+                envelopes.into_iter().for_each(|envelope| self.receive(now, envelope, out));
             }
             Input::Ask { group, ticket, ask } => match self.touch(group) {
                 Some(Slot { group, machine, .. }) => {
+                    // Whoever is asked in vain finds out whether the leader it names still is.
+                    group.wake();
                     machine.ask(ticket, ask, group, now, &mut out.answers);
                 }
                 None => out.answers.push((ticket, M::unknown_group())),
@@ -327,7 +340,10 @@ impl<M: Machine> Shard<M> {
                 }
             }
             Input::Transfer { group, ticket, to } => {
-                let decide = |slot: &mut Slot<M>| slot.group.transfer_leader(to).map(|()| 0);
+                let decide = |slot: &mut Slot<M>| {
+                    slot.group.wake();
+                    slot.group.transfer_leader(to).map(|()| 0)
+                };
                 self.decide(group, ticket, out, decide);
             }
             Input::Change { group, ticket, operations } => {
@@ -353,6 +369,7 @@ impl<M: Machine> Shard<M> {
 
     fn open(&mut self, boot: Boot, machine: M) {
         let id = boot.id;
+        self.node = Some(boot.replica.node());
         assert_eq!(
             machine.applied_index(),
             boot.applied.index,
@@ -380,7 +397,12 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn receive(&mut self, envelope: Envelope, out: &mut Outputs<M>) {
+    fn receive(&mut self, now: Now, envelope: Envelope, out: &mut Outputs<M>) {
+        self.peers.heard(envelope.from.node(), now.monotonic_ms);
+        if envelope.kind == MessageKind::Alive {
+            self.peers.greeted(envelope.from.node(), envelope.index);
+            return;
+        }
         let received = match self.touch(envelope.group) {
             Some(slot) => slot.group.receive(envelope),
             None => Err(Dropped::UnknownGroup),
@@ -403,7 +425,8 @@ impl<M: Machine> Shard<M> {
 
     /// Lets the slices pass that are due. What was missed while the process stood still is not made
     /// up for: the groups would take it for a long silence of the others.
-    fn tick(&mut self, now: Now) {
+    fn tick(&mut self, now: Now, out: &mut Outputs<M>) {
+        self.watch_peers(now, out);
         let slices = self.config.tick_slices;
         let slice_ms = (self.config.tick_ms / slices).max(1);
         let mut budget = slices;
@@ -413,6 +436,9 @@ impl<M: Machine> Shard<M> {
             self.slice = (self.slice + 1) % slices;
             for at in (self.slice as usize..self.slots.len()).step_by(slices as usize) {
                 let Some(slot) = self.slots[at].as_mut() else { continue };
+                if slot.group.is_quiescent() {
+                    continue;
+                }
                 slot.group.tick(now.wall_ms);
                 if !slot.is_touched {
                     slot.is_touched = true;
@@ -423,11 +449,32 @@ impl<M: Machine> Shard<M> {
         self.next_slice_ms = self.next_slice_ms.max(now.monotonic_ms + 1);
     }
 
+    /// Says to other nodes that this one is alive, and wakes the groups of those that are not.
+    fn watch_peers(&mut self, now: Now, out: &mut Outputs<M>) {
+        let Some(node) = self.node else { return };
+        let heartbeat_ms = self.config.heartbeat_ticks as u64 * self.config.tick_ms;
+        let timeout_ms = self.config.election_ticks as u64 * self.config.tick_ms;
+        for to in self.peers.to_greet(now.monotonic_ms, heartbeat_ms) {
+            out.effects.envelopes.push((Lane::Control, Envelope::alive(node, to, self.life)));
+        }
+        for dead in self.peers.newly_dead(now.monotonic_ms, timeout_ms) {
+            for at in 0..self.slots.len() {
+                if let Some(slot) = self.slots[at].as_mut() {
+                    slot.group.node_died(dead);
+                }
+            }
+        }
+    }
+
     fn advance(&mut self, at: usize, out: &mut Outputs<M>) {
         let Some(slot) = self.slots[at].as_mut() else { return };
         slot.is_touched = false;
         let first = out.effects.persists.len();
+        let first_envelope = out.effects.envelopes.len();
         slot.group.advance(&mut self.tokens, &mut out.effects);
+        for (_, envelope) in &out.effects.envelopes[first_envelope..] {
+            self.peers.said_to(envelope.to.node());
+        }
         for persist in &out.effects.persists[first..] {
             self.waiting.insert(persist.token, persist.group);
         }

@@ -106,6 +106,7 @@ impl Group {
         let (index, last_index) = (entry.header.index, self.last_index());
         assert_eq!(index, last_index, "{}: the proposal is the last entry", self.id);
         self.last_busy_tick = self.ticks;
+        self.wake();
         self.proposed.push_back(entry);
     }
 

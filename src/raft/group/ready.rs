@@ -35,6 +35,7 @@ impl Group {
                 self.stop(fault, effects);
             }
         }
+        effects.envelopes.append(&mut self.outbox);
         self.record_commit(*tokens, &mut steps);
         if !steps.is_empty() && self.fault.is_none() {
             let is_synced = steps.iter().any(|step| step.needs_sync(self.durability));
@@ -140,6 +141,7 @@ impl Group {
         self.node.mut_store().reset(base.tip);
         self.is_restoring = true;
         self.membership = membership.clone();
+        steps.retain(Step::outlives_reset);
         steps.push(Step::Reset { base: base.clone(), membership: membership.clone() });
         steps.push(Step::Record(FactKind::Membership, membership.encode()));
         effects.restored.push((self.id, base));
@@ -212,8 +214,9 @@ impl Group {
     /// what was applied before. Nothing depends on it, so nothing waits for it.
     fn record_commit(&mut self, token: u64, steps: &mut Vec<Step>) {
         let commit = self.committed().min(self.persisted());
-        let is_due =
-            self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) && commit > self.recorded.commit;
+        let is_time = self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) || self.is_commit_due;
+        let is_due = is_time && commit > self.recorded.commit;
+        self.is_commit_due = false;
         let is_own_pass = self.passes.back().is_some_and(|pass| pass.token == token);
         if is_due && !is_own_pass && steps.is_empty() && self.is_running() {
             let HardState { term, vote, .. } = self.recorded;

@@ -22,8 +22,19 @@ impl Group {
         if kind == MessageKind::TimeoutNow && !self.knows_voters() {
             return Err(Dropped::Busy);
         }
+        if kind == MessageKind::Quiesce {
+            self.follow_to_sleep(&envelope);
+            return Ok(());
+        }
         if !matches!(kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse) {
             self.last_busy_tick = self.ticks;
+        }
+        // An answer to what a leader said before it went to sleep is no reason to wake up.
+        let is_late_answer = envelope.term == self.term()
+            && !envelope.is_reject
+            && matches!(kind, MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
+        if !is_late_answer {
+            self.wake();
         }
         self.check_history(&envelope)?;
         let message = envelope.into_raft().ok_or(Dropped::OutOfRange)?;

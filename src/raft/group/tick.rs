@@ -10,7 +10,7 @@ impl Group {
     /// Lets one tick pass.
     pub fn tick(&mut self, now_ms: i64) {
         self.ticks += 1;
-        if !self.is_running() {
+        if !self.is_running() || self.is_quiescent {
             return;
         }
         if self.role() == Role::Leader {
@@ -47,6 +47,7 @@ impl Group {
         if self.ticks - oldest >= self.config.slow_disk_ticks {
             self.hand_over();
         }
+        self.try_quiesce();
     }
 
     /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
