@@ -49,7 +49,7 @@ impl Peers {
     }
 
     /// Nodes that are to be told that this one is alive.
-    pub(super) fn to_greet(&mut self, now_ms: u64, every_ms: u64) -> Vec<NodeId> {
+    pub(super) fn due_greetings(&mut self, now_ms: u64, every_ms: u64) -> Vec<NodeId> {
         if now_ms < self.next_greeting_ms {
             return Vec::new();
         }
@@ -103,8 +103,8 @@ mod tests {
         let mut peers = Peers::default();
         peers.heard(NodeId(2), 0);
         peers.said_to(NodeId(3));
-        assert_eq!(peers.to_greet(0, 300), [NodeId(2), NodeId(3)]);
-        assert_eq!(peers.to_greet(299, 300), []);
-        assert_eq!(peers.to_greet(300, 300), [NodeId(2), NodeId(3)]);
+        assert_eq!(peers.due_greetings(0, 300), [NodeId(2), NodeId(3)]);
+        assert_eq!(peers.due_greetings(299, 300), []);
+        assert_eq!(peers.due_greetings(300, 300), [NodeId(2), NodeId(3)]);
     }
 }

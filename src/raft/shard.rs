@@ -118,6 +118,8 @@ pub struct Published {
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
+    /// Nothing happens in the group, and it does not tick.
+    pub is_quiescent: bool,
 }
 
 impl Published {
@@ -132,6 +134,7 @@ impl Published {
             committed_index: 0,
             high_watermark: 0,
             log_start: 0,
+            is_quiescent: false,
         }
     }
 }
@@ -454,7 +457,7 @@ impl<M: Machine> Shard<M> {
         let Some(node) = self.node else { return };
         let heartbeat_ms = self.config.heartbeat_ticks as u64 * self.config.tick_ms;
         let timeout_ms = self.config.election_ticks as u64 * self.config.tick_ms;
-        for to in self.peers.to_greet(now.monotonic_ms, heartbeat_ms) {
+        for to in self.peers.due_greetings(now.monotonic_ms, heartbeat_ms) {
             out.effects.envelopes.push((Lane::Control, Envelope::alive(node, to, self.life)));
         }
         for dead in self.peers.newly_dead(now.monotonic_ms, timeout_ms) {
@@ -507,6 +510,7 @@ impl<M: Machine> Shard<M> {
             committed_index,
             high_watermark: tip.map_or(0, |tip| tip.end_offset),
             log_start: slot.machine.log_start(),
+            is_quiescent: group.is_quiescent(),
         };
         if slot.published != Some(published) {
             slot.published = Some(published);
