@@ -77,6 +77,17 @@ pub enum OpenError {
         /// The commit index.
         commit: u64,
     },
+    /// Entries that this replica said it has are damaged. It cannot vote as if it never had them,
+    /// nor take others in their place.
+    #[error("log {log}: entries {first} to {last} were on disk and are gone; replace the replica")]
+    TailLost {
+        /// The log.
+        log: LogId,
+        /// The first entry that is missing.
+        first: u64,
+        /// The last one, inclusive.
+        last: u64,
+    },
     /// The state machine refused an entry.
     #[error("log {log}: {fault}")]
     Fault {
@@ -154,6 +165,10 @@ impl Disk {
         durability: Durability,
     ) -> Result<Opened<M>, OpenError> {
         let (log, report) = self.dir.open_log(group)?;
+        if let Some(lost) = log.lost_tail() {
+            let (first, last) = (lost.first_index, lost.last_index);
+            return Err(OpenError::TailLost { log: group, first, last });
+        }
         // DURABILITY: raft-rs takes everything that it can read for durable.
         log.sync()?;
         let reader = log.reader();
@@ -311,6 +326,7 @@ impl Disk {
     ) -> storage::Result<()> {
         for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
+                waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
                 continue;
             }

@@ -420,6 +420,10 @@ impl<M: Machine> Shard<M> {
         {
             slot.group.stop(fault, &mut out.effects);
         }
+        if slot.group.fault().is_some() {
+            // Nothing that is waited for will come.
+            slot.machine.abandon(&mut out.answers);
+        }
         slot.group.trim(slot.machine.applied_index());
         Self::publish(slot, out);
     }
@@ -428,6 +432,7 @@ impl<M: Machine> Shard<M> {
         let group = &slot.group;
         let committed_index = group.committed();
         let tip = group.tip_at(committed_index);
+        let published = slot.published.map_or(0, |published| published.high_watermark);
         let published = Published {
             group: group.id(),
             role: group.role(),
@@ -435,7 +440,8 @@ impl<M: Machine> Shard<M> {
             term: group.term(),
             leader: group.leader(),
             committed_index,
-            high_watermark: tip.map_or(0, |tip| tip.end_offset),
+            // A replica that stopped may have heard of entries that it refused.
+            high_watermark: tip.map_or(published, |tip| tip.end_offset),
             log_start: slot.machine.log_start(),
         };
         if slot.published != Some(published) {
