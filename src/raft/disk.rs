@@ -189,8 +189,11 @@ impl Disk {
         // The change that made this membership was applied, so it is committed, and so is all that
         // is in the log before it. A removed replica may be the only one to know.
         hard_state.commit = hard_state.commit.max(membership.index.min(tip.index));
-        let unreadable = |_| OpenError::Unreadable { log: group, what: "checkpoint" };
+        let unreadable = |_: String| OpenError::Unreadable { log: group, what: "checkpoint" };
         let machine = M::restore(&checkpoint.state).map_err(unreadable)?;
+        if machine.applied_index() != from.index {
+            return Err(unreadable("it is of another entry".to_owned()));
+        }
         let mut replay = Replay { machine, tip: from, commit: hard_state.commit, kept: Vec::new() };
         replay.run(&reader, &membership, tip.index).map_err(|error| match error {
             ReplayError::Storage(error) => OpenError::Storage(error),

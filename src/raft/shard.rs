@@ -405,15 +405,19 @@ impl<M: Machine> Shard<M> {
         slot.is_touched = false;
         let first = out.effects.persists.len();
         slot.group.advance(&mut self.tokens, &mut out.effects);
-        for persist in &out.effects.persists[first..] {
-            self.waiting.insert(persist.token, persist.group);
-        }
         for (_, base) in std::mem::take(&mut out.effects.restored) {
             slot.machine.abandon(&mut out.answers);
-            match M::restore(&base.state) {
+            match restore(&base) {
                 Ok(machine) => slot.machine = machine,
-                Err(reason) => slot.group.stop(super::Fault::Machine(reason), &mut out.effects),
+                Err(reason) => {
+                    // The log that is there is worth more than a snapshot that nobody can use.
+                    out.effects.persists.truncate(first);
+                    slot.group.stop(super::Fault::Machine(reason), &mut out.effects);
+                }
             }
+        }
+        for persist in &out.effects.persists[first..] {
+            self.waiting.insert(persist.token, persist.group);
         }
         if slot.group.fault().is_none()
             && let Err(fault) = slot.machine.advance(&mut slot.group, &mut out.answers)
@@ -449,4 +453,12 @@ impl<M: Machine> Shard<M> {
             out.published.push(published);
         }
     }
+}
+
+/// The machine at a base, if the base holds one.
+fn restore<M: Machine>(base: &Base) -> Result<M, String> {
+    let machine = M::restore(&base.state)?;
+    let (index, found) = (base.tip.index, machine.applied_index());
+    let wrong = || format!("a snapshot at entry {index} holds the state after entry {found}");
+    (index == found).then_some(machine).ok_or_else(wrong)
 }

@@ -24,6 +24,11 @@ fn sample() -> Bytes {
 }
 
 fn snapshot(membership: &Membership, tip: Tip) -> Envelope {
+    snapshot_of(membership, tip, tip.index)
+}
+
+/// A snapshot with the state after entry `applied`.
+fn snapshot_of(membership: &Membership, tip: Tip, applied: u64) -> Envelope {
     let bytes = membership.encode();
     let mut body = BytesMut::new();
     body.put_u32_le(bytes.len() as u32);
@@ -33,7 +38,7 @@ fn snapshot(membership: &Membership, tip: Tip) -> Envelope {
     }
     body.put_i64_le(tip.append_time_ms);
     body.put_u32_le(tip.chain);
-    body.put_slice(&<Replica as quipu::raft::Machine>::new(tip.index).state().checkpoint());
+    body.put_slice(&<Replica as quipu::raft::Machine>::new(applied).state().checkpoint());
     let term = tip.term.max(2);
     Envelope { body: body.freeze(), ..message(MessageKind::Snapshot, replica(2), term) }
 }
@@ -278,4 +283,28 @@ fn changes_that_no_replica_could_follow_are_refused() {
     assert!(cluster.nodes.values().all(|node| node.faults.is_empty()));
     assert_eq!(cluster.node(leader).group().role(), Role::Leader);
     assert_eq!(cluster.node(leader).group().membership().all().count(), 64);
+}
+
+/// The log that the replica has is worth more than a snapshot that nobody can use.
+#[test]
+fn a_snapshot_whose_state_is_another_or_unreadable_does_not_take_the_place_of_the_log() {
+    let tip = Tip { index: 50, term: 2, ..Tip::EMPTY };
+    let other = snapshot_of(&voters(3), tip, 7);
+    let unreadable = snapshot(&voters(3), tip);
+    let cut = unreadable.body.slice(..unreadable.body.len() - 1);
+    for envelope in [other, Envelope { body: cut, ..unreadable }] {
+        let mut cluster = Cluster::new(3);
+        cluster.put(b"one");
+        let leader = cluster.await_leader();
+        let id = leader % 3 + 1;
+        let term = cluster.node(leader).group().term();
+        let (from, to) = (replica(leader), replica(id));
+        step(&mut cluster, id, vec![Envelope { from, to, term, ..envelope }]);
+        cluster.run(100);
+        assert!(cluster.node(id).group().fault().is_some());
+        let fs = cluster.node(id).fs.clone();
+        cluster.restart(id, &fs).unwrap();
+        cluster.put(b"two");
+        cluster.assert_alike();
+    }
 }
