@@ -147,10 +147,7 @@ impl Disk {
     ) -> storage::Result<()> {
         for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
-                if persist.steps.iter().any(|step| matches!(step, Step::Reset { .. })) {
-                    let earlier = waiting.iter_mut();
-                    earlier.for_each(|earlier| earlier.steps.retain(Step::outlives_reset));
-                }
+                waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
                 continue;
             }

@@ -478,20 +478,28 @@ impl<M: Machine> Shard<M> {
         for (_, envelope) in &out.effects.envelopes[first_envelope..] {
             self.peers.said_to(envelope.to.node());
         }
-        for persist in &out.effects.persists[first..] {
-            self.waiting.insert(persist.token, persist.group);
-        }
         for (_, base) in std::mem::take(&mut out.effects.restored) {
             slot.machine.abandon(&mut out.answers);
-            match M::restore(&base.state) {
+            match restore(&base) {
                 Ok(machine) => slot.machine = machine,
-                Err(reason) => slot.group.stop(super::Fault::Machine(reason), &mut out.effects),
+                Err(reason) => {
+                    // The log that is there is worth more than a snapshot that nobody can use.
+                    out.effects.persists.truncate(first);
+                    slot.group.stop(super::Fault::Machine(reason), &mut out.effects);
+                }
             }
+        }
+        for persist in &out.effects.persists[first..] {
+            self.waiting.insert(persist.token, persist.group);
         }
         if slot.group.fault().is_none()
             && let Err(fault) = slot.machine.advance(&mut slot.group, &mut out.answers)
         {
             slot.group.stop(fault, &mut out.effects);
+        }
+        if slot.group.fault().is_some() {
+            // Nothing that is waited for will come.
+            slot.machine.abandon(&mut out.answers);
         }
         slot.group.trim(slot.machine.applied_index());
         Self::publish(slot, out);
@@ -501,6 +509,7 @@ impl<M: Machine> Shard<M> {
         let group = &slot.group;
         let committed_index = group.committed();
         let tip = group.tip_at(committed_index);
+        let published = slot.published.map_or(0, |published| published.high_watermark);
         let published = Published {
             group: group.id(),
             role: group.role(),
@@ -508,7 +517,8 @@ impl<M: Machine> Shard<M> {
             term: group.term(),
             leader: group.leader(),
             committed_index,
-            high_watermark: tip.map_or(0, |tip| tip.end_offset),
+            // A replica that stopped may have heard of entries that it refused.
+            high_watermark: tip.map_or(published, |tip| tip.end_offset),
             log_start: slot.machine.log_start(),
             is_quiescent: group.is_quiescent(),
         };
@@ -517,4 +527,12 @@ impl<M: Machine> Shard<M> {
             out.published.push(published);
         }
     }
+}
+
+/// The machine at a base, if the base holds one.
+fn restore<M: Machine>(base: &Base) -> Result<M, String> {
+    let machine = M::restore(&base.state)?;
+    let (index, found) = (base.tip.index, machine.applied_index());
+    let wrong = || format!("a snapshot at entry {index} holds the state after entry {found}");
+    (index == found).then_some(machine).ok_or_else(wrong)
 }

@@ -19,7 +19,7 @@ impl Group {
     pub fn receive(&mut self, envelope: Envelope) -> Result<(), Dropped> {
         self.check(&envelope)?;
         let kind = envelope.kind;
-        if kind == MessageKind::TimeoutNow && !self.knows_voters() {
+        if kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Err(Dropped::Busy);
         }
         if kind == MessageKind::Quiesce {
@@ -55,6 +55,10 @@ impl Group {
             return Err(Dropped::FutureTerm);
         }
         let is_in_range = match envelope.kind {
+            // The library has every entry that there is not for one of term 0.
+            MessageKind::Append => {
+                envelope.index < u64::MAX && (envelope.log_term == 0) == (envelope.index == 0)
+            }
             MessageKind::Heartbeat => envelope.commit <= last_index,
             MessageKind::AppendResponse => {
                 envelope.index <= last_index && envelope.reject_hint <= envelope.index
@@ -75,18 +79,18 @@ impl Group {
             return Ok(());
         }
         let (log, start) = (&self.node.raft.raft_log, self.start());
-        let is_other = |entry: &&Entry| {
-            let EntryHeader { index, term, .. } = entry.header;
+        let is_other = |&(index, term): &(u64, u64)| {
             if index < start.index {
                 // Terms only grow: this log had none as high as this so early.
                 return term > start.term;
             }
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
-        let Some(other) = envelope.entries.iter().find(is_other) else {
+        let before = (envelope.index, envelope.log_term);
+        let entries = envelope.entries.iter().map(|entry| (entry.header.index, entry.header.term));
+        let Some((index, found)) = std::iter::once(before).chain(entries).find(is_other) else {
             return Ok(());
         };
-        let (index, found) = (other.header.index, other.header.term);
         self.pending_fault = Some(Fault::Diverged(Divergence::Committed { index, found }));
         Err(Dropped::Busy)
     }
@@ -94,7 +98,8 @@ impl Group {
     fn is_good_snapshot(&self, envelope: &Envelope) -> bool {
         let body = SnapshotBody::decode(envelope.body.clone());
         body.is_some_and(|body| {
-            body.membership.contains(self.replica) && body.base.tip.term <= envelope.term
+            let terms = 1..=envelope.term;
+            body.membership.contains(self.replica) && terms.contains(&body.base.tip.term)
         })
     }
 
@@ -123,7 +128,14 @@ impl Group {
         if entries.is_empty() || !self.is_running() {
             return;
         }
-        self.node.mut_store().offer(first_index, entries);
+        // Entries may have been replaced since they were asked for.
+        let log = &self.node.raft.raft_log;
+        let is_ours = |entry: &&Entry| {
+            let EntryHeader { index, term, .. } = entry.header;
+            log.term(index).is_ok_and(|known| known == term)
+        };
+        let count = entries.iter().take_while(is_ours).count();
+        self.node.mut_store().offer(first_index, &entries[..count]);
         contexts.into_iter().for_each(|context| self.node.on_entries_fetched(context));
         self.node.mut_store().end_offer();
     }

@@ -31,7 +31,7 @@ impl Group {
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
     /// wait for them anyway, and a sole voter would lead before it has them.
-    fn may_campaign(&mut self) -> bool {
+    pub(super) fn may_campaign(&mut self) -> bool {
         let is_stored = self.persisted() == self.last_index();
         self.knows_voters() && is_stored
     }
