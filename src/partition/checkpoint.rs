@@ -22,6 +22,7 @@ use super::producers::Producers;
 use super::progress::Progress;
 use super::state::State;
 use super::wire::Reader;
+use crate::raft::planted::{Bug, planted};
 
 const MAGIC: &[u8; 8] = b"quipupst";
 const VERSION: u32 = 1;
@@ -73,7 +74,10 @@ impl State {
         let applied_index = reader.u64().ok_or(CUT)?;
         let log_time_ms = reader.i64().ok_or(CUT)?;
         let log_start = reader.u64().ok_or(CUT)?;
-        let producers = Producers::decode(reader, log_time_ms)?;
+        let mut producers = Producers::decode(reader, log_time_ms)?;
+        if planted(Bug::ProducersNotRestored) {
+            producers = Producers::default();
+        }
         let progress = Progress::decode(reader, log_time_ms)?;
         Ok(Self { applied_index, log_time_ms, log_start, producers, progress })
     }

@@ -100,7 +100,13 @@ impl InFlight {
         if let Followed::Records(verdict) = followed {
             let index = header.index;
             assert!(verdict == Verdict::Fresh, "batch at {index} is appended but is {verdict:?}");
-            self.pending.push_back(Pending { index, base_offset: header.base_offset });
+            let base_offset = header.base_offset;
+            let before = self.pending.back().map(|pending| pending.base_offset);
+            assert!(
+                before.is_none_or(|before| before < base_offset),
+                "batch at {index} has offset {base_offset}, the one before {before:?}"
+            );
+            self.pending.push_back(Pending { index, base_offset });
         }
     }
 

@@ -7,12 +7,13 @@
 
 use bytes::Bytes;
 
-use super::control::Command;
+use super::control::{Command, OffsetCommit};
 use super::error::Refusal;
 use super::in_flight::{Admission, InFlight};
 use super::pending::{Pending, Waiter};
 use super::producers::Submission;
 use super::state::{Applied, Effect, Reply, State};
+use crate::raft::planted::{Bug, planted};
 use crate::raft::{
     Answers, Draft, Durability, Fault, Group, Machine, NotProposed, Now, Role, Ticket,
 };
@@ -247,6 +248,12 @@ impl Replica {
         }
     }
 
+    /// What a partition must not rely on: whether a commit is too late as far as it is known now.
+    fn is_late(&self, commit: &OffsetCommit) -> bool {
+        let generation_of = |group| self.state.progress().get(group).map_or(0, |g| g.generation);
+        planted(Bug::GenerationCheckedEarly) && commit.generation < generation_of(&commit.group)
+    }
+
     fn barrier(&mut self, ticket: Ticket, group: &mut Group) -> Option<Response> {
         if !self.leading.as_ref().is_some_and(|leading| leading.is_good(group)) {
             return Some(not_leader(group));
@@ -271,8 +278,11 @@ impl Replica {
 
     /// Takes over once everything of earlier terms is applied.
     fn take_over(&mut self, group: &Group) {
-        let has_all = self.state.applied_index() == group.last_index();
+        let is_all = self.state.applied_index() == group.last_index();
+        let has_all = is_all || planted(Bug::WriteBeforeNoOp);
         if self.leading.is_none() && group.is_writable() && has_all {
+            let waiting = if planted(Bug::WrongTermAnswered) { 0 } else { self.waiting() };
+            assert!(waiting == 0, "{waiting} wait for a leader of an earlier term");
             let in_flight = InFlight::new(&self.state);
             self.leading = Some(Leading { term: group.term(), in_flight });
         }
@@ -280,9 +290,11 @@ impl Replica {
 
     /// Answers those who waited for a majority.
     fn settle_committed(&mut self, group: &Group, answers: &mut Answers<Response>) {
-        while let Some((index, waiter)) = self.committing.pop_up_to(group.committed()) {
+        let is_early = planted(Bug::AckOnMinority);
+        let committed = if is_early { group.persisted() } else { group.committed() };
+        while let Some((index, waiter)) = self.committing.pop_up_to(committed) {
             let entry = group.entry(index).expect("an entry that is not applied is in memory");
-            let is_ours = entry.header.term == waiter.term;
+            let is_ours = entry.header.term == waiter.term || planted(Bug::WrongTermAnswered);
             let response = if is_ours { waiter.what } else { not_leader(group) };
             answers.push((waiter.ticket, response));
         }
@@ -317,6 +329,8 @@ impl Replica {
     /// Answers those who asked how far the log is.
     fn settle_reads(&mut self, group: &mut Group, answers: &mut Answers<Response>) {
         for (number, index) in group.take_reads() {
+            let committed = group.committed();
+            assert!(index <= committed, "a read waits for {index}, {committed} are committed");
             let of = self.barriers.iter().position(|(waiting, _)| *waiting == number);
             if let Some(at) = of {
                 let (_, ticket) = self.barriers.swap_remove(at);
@@ -366,6 +380,9 @@ impl Machine for Replica {
     ) {
         let answer = match ask {
             Ask::Append { batch, acks } => self.append(ticket, batch, acks, group, now),
+            Ask::Command(Command::OffsetCommit(late)) if self.is_late(&late) => {
+                Some(Response::Refused(Refusal::IllegalGeneration { current: 0 }))
+            }
             Ask::Command(command) => {
                 let draft = Draft::new(Kind::Control, command.encode());
                 self.command(ticket, draft, group, now)
@@ -391,7 +408,11 @@ impl Machine for Replica {
 
     fn abandon(&mut self, answers: &mut Answers<Response>) {
         self.leading = None;
-        let waiting = self.committing.drain().chain(self.storing.drain()).map(|w| w.ticket);
+        let mut committing = std::mem::take(&mut self.committing);
+        if planted(Bug::WrongTermAnswered) {
+            std::mem::swap(&mut committing, &mut self.committing);
+        }
+        let waiting = committing.drain().chain(self.storing.drain()).map(|w| w.ticket);
         let waiting = waiting.chain(self.applying.drain().map(|w| w.ticket));
         answers.extend(waiting.map(|ticket| (ticket, Response::Unknown)));
         let reads = self.barriers.drain(..).chain(self.confirmed.drain(..));
@@ -410,15 +431,18 @@ impl Machine for Replica {
     fn checkpoint_at(&self, index: u64, group: &Group) -> Bytes {
         let applied = self.state.applied_index();
         assert!(index >= applied, "the state at {index} is asked for, {applied} is applied");
-        if index == applied {
+        if index == applied || planted(Bug::CheckpointTooEarly) {
             return self.state.checkpoint();
         }
+        let index = if planted(Bug::CheckpointTooLate) { group.persisted() } else { index };
         let mut state = self.state.clone();
         for index in applied + 1..=index {
             let entry = group.entry(index).expect("an entry that is not applied is in memory");
             // What stops a replica stops it when the entry is committed, not before.
             let _ = state.apply(&entry.header, &entry.payload);
         }
+        let reached = state.applied_index();
+        assert!(reached == index, "the state at {index} is asked for, it is at {reached}");
         state.checkpoint()
     }
 }

@@ -13,6 +13,7 @@ use super::log_view::Base;
 use super::machine::Machine;
 use super::membership::Membership;
 use super::open::{OpenError, create_replica, hard_state_of, open_replica};
+use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, DataDir, Entry, FactKind, Log, LogReader, Policy, RecoveryReport,
     SyncRequest, Syncer, Tip,
@@ -107,6 +108,7 @@ impl Disk {
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
+        assert!(index > 0, "{group}: entry {index} is taken back, entries count from 1");
         let mut hard_state = hard_state_of(&self.dir, group)?;
         hard_state.commit = hard_state.commit.min(index - 1);
         let (kind, value) = (FactKind::HardState, Some(hard_state.encode()));
@@ -205,7 +207,7 @@ impl Disk {
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
         match self.write(&mut persist, checkpoint) {
-            Ok(log) if persist.is_synced => {
+            Ok(log) if persist.is_synced && !planted(Bug::AckBeforeSync) => {
                 syncer.submit(SyncRequest { log, token: persist.token });
             }
             Ok(_) => done.push(persist.token),
@@ -298,6 +300,11 @@ fn append(
         );
     }
     entries.retain(|entry| entry.header.index > appended);
+    assert!(
+        entries.is_empty() || result.is_err(),
+        "{group}: {} entries were not appended, the log ends at {appended}",
+        entries.len()
+    );
     result
 }
 

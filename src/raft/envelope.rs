@@ -69,7 +69,7 @@ impl MessageKind {
         Self::OF_RAFT.get(self as usize - 1).map(|(_, raft)| *raft)
     }
 
-    fn is_vote(self) -> bool {
+    pub(super) fn is_vote(self) -> bool {
         matches!(self, Self::PreVote | Self::PreVoteResponse | Self::Vote | Self::VoteResponse)
     }
 }
@@ -276,6 +276,12 @@ impl SnapshotBody {
         bytes.put_u32_le(membership.len() as u32);
         bytes.put_slice(&membership);
         let tip = &self.base.tip;
+        assert!(
+            tip.index > 0 && tip.term > 0,
+            "a snapshot begins after an entry, not at index {} of term {}",
+            tip.index,
+            tip.term
+        );
         bytes.put_u64_le(tip.index);
         bytes.put_u64_le(tip.term);
         bytes.put_u64_le(tip.end_offset);

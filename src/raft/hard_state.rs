@@ -29,6 +29,8 @@ pub struct HardState {
 impl HardState {
     /// Encodes it for the journal.
     pub fn encode(&self) -> Bytes {
+        let Self { term, vote, .. } = *self;
+        assert!(term > 0 || vote == 0, "a vote for {vote} is of a term, not of {term}");
         let mut bytes = BytesMut::with_capacity(25);
         bytes.put_u8(FORMAT);
         bytes.put_u64_le(self.term);

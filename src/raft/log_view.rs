@@ -150,6 +150,13 @@ impl LogView {
                 return Err(Divergence::Chain { index, expected, found });
             }
             if self.terms.last().is_none_or(|last| last.term < header.term) {
+                let before = self.terms.last().map_or(0, |term| term.first_index);
+                assert!(
+                    before < header.index,
+                    "term {} begins at {}, the one before at {before}",
+                    header.term,
+                    header.index
+                );
                 self.terms.push(TermStart { term: header.term, first_index: header.index });
             }
             if header.kind == Kind::Membership {
@@ -182,6 +189,8 @@ impl LogView {
 
     /// Begins anew after `tip`.
     pub(super) fn reset(&mut self, tip: Tip) {
+        let base = self.base.index;
+        assert!(tip.index >= base, "a log begins anew after {}, {base} is applied", tip.index);
         self.start = tip;
         self.base = tip;
         self.tip = tip;
@@ -205,6 +214,8 @@ impl LogView {
 
     /// Forgets entries up to `index` while the payloads in memory are more than `bytes_max`.
     pub(super) fn trim(&mut self, index: u64, bytes_max: usize) {
+        let last_index = self.tip.index;
+        assert!(index <= last_index, "{index} are applied of {last_index} in the log");
         while self.base.index < index && (self.tail_bytes > bytes_max || bytes_max == 0) {
             self.drop_up_to(self.base.index + 1);
         }
@@ -234,6 +245,8 @@ impl LogView {
     }
 
     pub(super) fn offer(&mut self, first_index: u64, entries: &[Entry]) {
+        let found = entries.first().map_or(first_index, |entry| entry.header.index);
+        assert!(found == first_index, "entry {first_index} was to be read, {found} was");
         let entries = entries.iter().map(to_raft_cold).collect();
         self.fetched = Some(Fetched { first_index, entries });
     }

@@ -77,6 +77,12 @@ impl Membership {
 
     pub(super) fn from_conf_state(index: u64, state: &ConfState) -> Self {
         let list = |ids: &[u64]| sorted(ids.iter().copied().map(ReplicaId));
+        let (voters, learners) = (state.get_voters(), state.get_learners());
+        assert!(!voters.is_empty(), "the change at {index} leaves learners {learners:?} only");
+        assert!(
+            !voters.iter().any(|id| learners.contains(id)),
+            "the change at {index} makes one of {voters:?} one of the learners {learners:?} too"
+        );
         Self {
             index,
             voters: list(state.get_voters()),

@@ -11,8 +11,9 @@
 //! | shard | `shard`, `peers` | many groups with their state machines, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
-//! | disk | `disk`, `open` | effects carried out on a data directory; replicas made and brought back |
+//! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
 //! | host | `host` | the shards of a node, each on a thread of its own |
+//! | planted bug | `planted` | breaches of single rules, for tests |
 //! | membership | `membership` | the replicas of a group, and how they change |
 //! | hard state, checkpoint | `hard_state` | what must not be forgotten, as bytes |
 //! | envelope, frame | `envelope`, `wire` | what replicas say to each other, and its bytes |
@@ -35,6 +36,7 @@ mod machine;
 mod membership;
 mod open;
 mod peers;
+pub mod planted;
 mod shard;
 mod wire;
 
@@ -43,7 +45,7 @@ pub use self::disk::{CheckpointOf, Disk, read_base, read_cold};
 pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
-pub use self::group::{Boot, Draft, Durability, Group, Role};
+pub use self::group::{Boot, Draft, Durability, Group, Incidents, Role};
 pub use self::hard_state::{Checkpoint, HardState};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::log_view::{Base, Divergence, TermStart};

@@ -10,6 +10,7 @@ use super::hard_state::{Checkpoint, HardState};
 use super::log_view::TermStart;
 use super::machine::Machine;
 use super::membership::Membership;
+use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, Class, DataDir, Entry, FactKind, Kind, Log, LogReader, RecoveryReport,
     Tip,
@@ -122,11 +123,13 @@ pub fn open_replica<M: Machine>(
         return Err(OpenError::TailLost { log: group, first, last });
     }
     // DURABILITY: raft-rs takes everything that it can read for durable.
-    log.sync()?;
+    if !planted(Bug::OpenWithoutSync) {
+        log.sync()?;
+    }
     let reader = log.reader();
     let (start, tip) = (reader.tip_at(reader.first_index() - 1, Access::MayBlock)?, log.tip());
     let mut hard_state = hard_state_of(dir, group)?;
-    if tip.term > hard_state.term {
+    if tip.term > hard_state.term && !planted(Bug::OldVoteKept) {
         // The vote of an earlier term says nothing about this one.
         hard_state = move_to_term(dir, group, tip.term, hard_state)?;
     }
@@ -135,7 +138,9 @@ pub fn open_replica<M: Machine>(
         // A later term makes whoever leads ask again.
         hard_state = move_to_term(dir, group, hard_state.term + 1, hard_state)?;
     }
-    hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
+    if !planted(Bug::CommitNotClamped) {
+        hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
+    }
     let (from, checkpoint) = checkpoint_at(group, &reader, hard_state.commit)?;
     let membership = membership_of(dir, group, &checkpoint)?;
     // The change that made this membership was applied, so it is committed, and so is all that
@@ -152,6 +157,12 @@ pub fn open_replica<M: Machine>(
         ReplayError::Fault(fault) => OpenError::Fault { log: group, fault },
     })?;
     let Replay { machine, tip: applied, commit, kept } = replay;
+    assert!(
+        applied.index == commit && commit <= tip.index,
+        "{group}: {} is applied, {commit} committed, the log ends at {}",
+        applied.index,
+        tip.index
+    );
     hard_state.commit = commit;
     let terms = term_starts(&reader, start, tip)?;
     let (id, entries) = (group, kept);

@@ -18,8 +18,9 @@ use super::group::{Boot, Group, Role, mix};
 use super::hard_state::Checkpoint;
 use super::log_view::Base;
 use super::machine::{Answers, Machine, Now, Ticket};
-use super::membership::Operation;
+use super::membership::{Membership, Operation};
 use super::peers::Peers;
+use super::planted::{Bug, planted};
 use super::wire::{Frame, Route};
 use crate::storage::{Entry, Tip};
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -112,9 +113,11 @@ pub struct Published {
     pub term: u64,
     /// The leader, if known.
     pub leader: Option<ReplicaId>,
-    /// Highest committed index.
+    /// Entries up to this index are committed, and what this replica's log has there is them: all
+    /// that a leader knows to be committed, and of that, on a follower, what is on its disk. The
+    /// rest may have to take the place of other entries first. Never goes down.
     pub committed_index: u64,
-    /// First offset that is not committed.
+    /// The offset after their last record.
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
@@ -284,7 +287,10 @@ impl<M: Machine> Shard<M> {
     /// If the group is not here: its disk has work of nobody.
     pub fn checkpoint_at(&self, group: LogId, index: u64) -> Checkpoint {
         let slot = self.slot(group).expect("a group with work for the disk is here");
-        let membership = slot.group.membership().clone();
+        let mut membership = slot.group.membership().clone();
+        if planted(Bug::MembershipNotInCheckpoint) {
+            membership = Membership::default();
+        }
         Checkpoint { membership, state: slot.machine.checkpoint_at(index, &slot.group) }
     }
 
@@ -507,9 +513,20 @@ impl<M: Machine> Shard<M> {
 
     fn publish(slot: &mut Slot<M>, out: &mut Outputs<M>) {
         let group = &slot.group;
-        let committed_index = group.committed();
-        let tip = group.tip_at(committed_index);
-        let published = slot.published.map_or(0, |published| published.high_watermark);
+        let (index_before, end_before) =
+            slot.published.map_or((0, 0), |before| (before.committed_index, before.high_watermark));
+        let is_leader = group.role() == Role::Leader || planted(Bug::FollowerReadsBeforeWritten);
+        let mut readable = if is_leader { group.committed() } else { group.applicable() };
+        if planted(Bug::EarlyHighWatermark) {
+            readable = group.persisted();
+        }
+        let committed_index = readable.max(index_before);
+        let high_watermark = group.tip_at(committed_index).map_or(end_before, |tip| tip.end_offset);
+        assert!(
+            high_watermark >= end_before,
+            "{}: the high watermark goes back from {end_before} to {high_watermark}",
+            group.id()
+        );
         let published = Published {
             group: group.id(),
             role: group.role(),
@@ -517,8 +534,7 @@ impl<M: Machine> Shard<M> {
             term: group.term(),
             leader: group.leader(),
             committed_index,
-            // A replica that stopped may have heard of entries that it refused.
-            high_watermark: tip.map_or(published, |tip| tip.end_offset),
+            high_watermark,
             log_start: slot.machine.log_start(),
             is_quiescent: group.is_quiescent(),
         };

@@ -8,7 +8,7 @@
 //!           48 u64 log term        56 u64 commit   64 u64 commit term, or reject hint
 //!           72 u64 read            80 u8 kind      81 u8 flags (1 reject, 2 transfer, 4 read)
 //!           82 u16 0               84 u32 count of entries   88 u32 length of the body
-//!           92 u32 CRC-32 of the body
+//!           92 u32 CRC-32 of the body, started from the group's id
 //! ```
 //!
 //! The head is the frame's 56 bytes and the envelopes, each followed by the headers of its entries,
@@ -23,6 +23,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::envelope::{Envelope, MessageKind};
+use super::planted::{Bug, planted};
 use crate::storage::{Entry, EntryHeader, HEADER_BYTES};
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
 
@@ -214,8 +215,8 @@ fn encode_envelope(envelope: &Envelope, head: &mut BytesMut, payloads: &mut Vec<
     head.put_u16_le(0);
     head.put_u32_le(envelope.entries.len() as u32);
     head.put_u32_le(envelope.body.len() as u32);
-    head.put_u32_le(crc32fast::hash(&envelope.body));
-    let seed = entry_seed(envelope.group);
+    let seed = group_seed(envelope.group);
+    head.put_u32_le(body_crc(seed, &envelope.body));
     for entry in &envelope.entries {
         head.put_slice(&entry.header.encode(seed));
         payloads.push(entry.payload.clone());
@@ -225,8 +226,16 @@ fn encode_envelope(envelope: &Envelope, head: &mut BytesMut, payloads: &mut Vec<
     }
 }
 
+/// A body's checksum: a snapshot of one group never passes for another's.
+fn body_crc(seed: u32, body: &[u8]) -> u32 {
+    let seed = if planted(Bug::SnapshotOfAnyGroup) { 0 } else { seed };
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(body);
+    hasher.finalize()
+}
+
 /// Entry headers of one group never pass for another's.
-fn entry_seed(group: LogId) -> u32 {
+fn group_seed(group: LogId) -> u32 {
     crc32fast::hash(group.0.as_bytes())
 }
 
@@ -248,11 +257,11 @@ impl Decoder<'_> {
         Ok(taken)
     }
 
-    fn take_payload(&mut self, count: usize, crc: u32) -> Result<Bytes, FrameError> {
+    fn take_payload(&mut self, count: usize, seed: u32, crc: u32) -> Result<Bytes, FrameError> {
         let end = self.payload_at.checked_add(count).filter(|end| *end <= self.bytes.len());
         let payload = self.bytes.slice(self.payload_at..end.ok_or(FrameError::Length)?);
         self.payload_at += count;
-        if crc32fast::hash(&payload) != crc {
+        if body_crc(seed, &payload) != crc {
             return Err(FrameError::Payload);
         }
         let is_small = payload.len() < self.bytes.len() / SHARED_PARTS_MAX;
@@ -285,7 +294,8 @@ impl Decoder<'_> {
             body: Bytes::new(),
         };
         envelope.entries = self.entries(u32_at(&head, 84) as usize, envelope.group)?;
-        envelope.body = self.take_payload(u32_at(&head, 88) as usize, u32_at(&head, 92))?;
+        let seed = group_seed(envelope.group);
+        envelope.body = self.take_payload(u32_at(&head, 88) as usize, seed, u32_at(&head, 92))?;
         Ok(envelope)
     }
 
@@ -294,12 +304,12 @@ impl Decoder<'_> {
         if count > room {
             return Err(FrameError::Length);
         }
-        let seed = entry_seed(group);
+        let seed = group_seed(group);
         let mut entries = Vec::with_capacity(count);
         for _ in 0..count {
             let bytes = self.take_head(HEADER_BYTES)?.try_into().expect("exactly one header");
             let header = EntryHeader::decode(bytes, seed).map_err(|_| FrameError::Entry)?;
-            let payload = self.take_payload(header.payload_len as usize, header.payload_crc)?;
+            let payload = self.take_payload(header.payload_len as usize, 0, header.payload_crc)?;
             entries.push(Entry { header, payload });
         }
         Ok(entries)

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::oracle::{Oracle, batches};
 use crate::plan::Plan;
 use crate::rng::Rng;
+use crate::tally::Tally;
 
 /// A batch that somebody wants stored.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Write {
     floor: u64,
     /// Some attempt ended without answer.
     is_in_doubt: bool,
+    /// Begun after everything was healed.
+    is_last: bool,
 }
 
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub struct Client {
     retry: Option<Write>,
     producer: Option<Producer>,
     is_idempotent: bool,
+    /// A write that it began after everything was healed is stored.
+    has_progress: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -94,10 +99,9 @@ pub struct Clients {
     payload_max: u64,
     durability: Durability,
     is_resting: bool,
-    pub acked: u64,
-    pub unknown: u64,
-    pub duplicates_answered: u64,
-    pub zombies_fenced: u64,
+    /// Appends that are answered after a majority has them; true for those sent once more.
+    quorum: BTreeMap<Ticket, (LogId, bool)>,
+    pub tally: Tally,
 }
 
 /// A request on its way.
@@ -125,10 +129,8 @@ impl Clients {
             payload_max: plan.payload_max,
             durability: plan.durability,
             is_resting: false,
-            acked: 0,
-            unknown: 0,
-            duplicates_answered: 0,
-            zombies_fenced: 0,
+            quorum: BTreeMap::new(),
+            tally: Tally::default(),
         };
         for n in 0..plan.clients {
             let group = groups[(n % groups.len() as u64) as usize];
@@ -141,6 +143,7 @@ impl Clients {
                 retry: None,
                 producer: None,
                 is_idempotent,
+                has_progress: false,
             });
         }
         clients
@@ -155,6 +158,9 @@ impl Clients {
         self.next_ticket += 1;
         let (task, ask) = self.choose(n);
         let client = &mut self.all[n];
+        if let Task::Write(Write { acks: Acks::Quorum, is_in_doubt, .. }) = &task {
+            self.quorum.insert(ticket, (client.group, *is_in_doubt));
+        }
         client.task = Some((ticket, task));
         Some(Request { ticket, to: client.target, group: client.group, ask })
     }
@@ -169,6 +175,9 @@ impl Clients {
             let producer_id = self.next_producer;
             self.next_producer += 1;
             return init(producer_id, false);
+        }
+        if self.is_resting {
+            return self.write(n, true);
         }
         let ledger = self.ledgers.get_mut(&group).expect("every group has a ledger");
         match self.rng.below(100) {
@@ -191,18 +200,19 @@ impl Clients {
                 let batch = self.batch(Some(&producer)).batch;
                 (Task::Zombie, Ask::Append { batch, acks: Acks::Quorum })
             }
-            _ => self.write(n),
+            _ => self.write(n, false),
         }
     }
 
-    fn write(&mut self, n: usize) -> (Task, Ask) {
+    fn write(&mut self, n: usize, is_last: bool) -> (Task, Ask) {
         let producer = self.all[n].producer.clone();
         let mut write = self.batch(producer.as_ref());
         let ledger = self.ledgers.get_mut(&self.all[n].group).expect("every group has a ledger");
         write.floor = ledger.acked_end;
+        write.is_last = is_last;
         if producer.is_some() {
             ledger.unique.insert(write.value);
-        } else if self.rng.chance(200) {
+        } else if self.rng.chance(200) && !is_last {
             write.acks = if self.rng.chance(500) { Acks::Leader } else { Acks::None };
         }
         let ask = Ask::Append { batch: write.batch.clone(), acks: write.acks };
@@ -225,7 +235,13 @@ impl Clients {
             producer_epoch: producer.map_or(0, |producer| producer.producer_epoch),
             base_sequence: producer.map_or(0, |producer| producer.next_sequence),
         };
-        Write { value, batch, acks: Acks::Quorum, floor: 0, is_in_doubt: false }
+        Write { value, batch, acks: Acks::Quorum, floor: 0, is_in_doubt: false, is_last: false }
+    }
+
+    /// Takes note that an append is answered: its group, and whether it was sent before. `None` if
+    /// the answer did not wait for a majority.
+    pub fn take_quorum_write(&mut self, ticket: Ticket) -> Option<(LogId, bool)> {
+        self.quorum.remove(&ticket)
     }
 
     /// Client whose request this is.
@@ -246,7 +262,7 @@ impl Clients {
             _ => {}
         }
         if response == Response::Unknown {
-            self.unknown += 1;
+            self.tally.add("outcome-unknown", 1);
         }
         match task {
             Task::Write(write) => self.written(n, write, response),
@@ -260,7 +276,9 @@ impl Clients {
         match response {
             Response::Appended { base_offset, durability } => {
                 assert_eq!(durability, self.durability, "the answer says how it is stored");
-                self.acked += 1;
+                self.tally.add("acknowledged", 1);
+                self.tally.add("acknowledged-records", u64::from(write.batch.record_count));
+                client.has_progress |= write.is_last;
                 let end = base_offset + u64::from(write.batch.record_count);
                 if write.acks == Acks::Quorum && self.durability == Durability::Fsync {
                     assert!(
@@ -272,7 +290,7 @@ impl Clients {
                     ledger.acked.insert(write.value, base_offset);
                     ledger.acked_end = ledger.acked_end.max(end);
                 }
-                self.duplicates_answered += u64::from(write.is_in_doubt);
+                self.tally.add("retry-answered", u64::from(write.is_in_doubt));
                 if let Some(producer) = &mut client.producer {
                     producer.next_sequence += write.batch.record_count;
                 }
@@ -334,12 +352,16 @@ impl Clients {
                 ledger.generation = ledger.generation.max(*generation);
             }
             (Task::Barrier { floor }, Response::Barrier { high_watermark }) => {
+                self.tally.add("read-barrier-answered", 1);
                 assert!(
                     high_watermark >= *floor || durability == Durability::Memory,
                     "a read sees {high_watermark}, {floor} was acknowledged before it was asked"
                 );
             }
-            (Task::Zombie, Response::Refused(_)) => self.zombies_fenced += 1,
+            (Task::Commit { .. }, Response::Refused(Refusal::IllegalGeneration { .. })) => {
+                self.tally.add("progress-zombie-refused", 1);
+            }
+            (Task::Zombie, Response::Refused(_)) => self.tally.add("producer-zombie-fenced", 1),
             (Task::Zombie, Response::Appended { .. }) => {
                 assert!(durability == Durability::Memory, "a fenced producer's batch is stored");
             }
@@ -347,7 +369,7 @@ impl Clients {
         }
     }
 
-    /// From now on clients only finish what they have begun.
+    /// From now on clients only finish what they have begun, and then store one batch more.
     pub fn rest(&mut self) {
         self.is_resting = true;
     }
@@ -355,7 +377,7 @@ impl Clients {
     /// True if client `n` has nothing left to do.
     pub fn is_resting(&self, n: usize) -> bool {
         let client = &self.all[n];
-        self.is_resting && client.retry.is_none() && client.task.is_none()
+        self.is_resting && client.has_progress && client.retry.is_none() && client.task.is_none()
     }
 
     /// True if nobody has anything left to do.

@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex};
 
 use quipu::partition::Replica;
 use quipu::raft::{
-    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Shard, read_base,
-    read_cold,
+    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Persist, Shard, Step,
+    read_base, read_cold,
 };
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{self, Access, DataDir, Policy, Syncer};
+use quipu::storage::{self, Access, Case, DataDir, Log, Policy, Syncer, Tip};
 use quipu::types::{LogId, NodeId, ReplicaId};
 
 use crate::rng::Rng;
+use crate::tally::Tally;
 
 const ROOT: &str = "/data";
 
@@ -51,6 +52,8 @@ pub struct Live {
     closing: Vec<LogId>,
     pub is_step_due: bool,
     pub is_sync_due: bool,
+    /// What happened and is not yet counted elsewhere.
+    pub tally: Tally,
 }
 
 pub fn raft_config() -> Config {
@@ -119,6 +122,7 @@ impl Node {
             closing: Vec::new(),
             is_step_due: false,
             is_sync_due: false,
+            tally: Tally::default(),
         };
         for (group, replica) in &self.replicas {
             live.open(*group, *replica, durability)?;
@@ -160,12 +164,13 @@ impl Node {
         }
     }
 
-    /// Takes the disk away, with all that was ever promised.
-    pub fn wipe(&mut self) {
+    /// Takes the disk away. Returns all that was ever promised.
+    pub fn wipe(&mut self) -> BTreeMap<LogId, u64> {
+        self.note_promises();
         self.live = None;
         self.fs = SimFs::new();
         self.replicas.clear();
-        self.promised.clear();
+        std::mem::take(&mut self.promised)
     }
 
     /// Makes a new replica on a running node and starts it.
@@ -197,13 +202,14 @@ impl Node {
         live.open(group, self.replicas[&group], durability)
     }
 
-    /// Removes a replica that no longer counts.
-    pub fn remove_replica(&mut self, group: LogId) {
+    /// Removes a replica that no longer counts. Returns how far its log was on disk.
+    pub fn remove_replica(&mut self, group: LogId) -> u64 {
+        self.note_promises();
         let live = self.live.as_mut().expect("replicas are removed from running nodes");
         self.replicas.remove(&group);
-        self.promised.remove(&group);
         live.inputs.push(Input::Close(group));
         live.closing.push(group);
+        self.promised.remove(&group).unwrap_or(0)
     }
 }
 
@@ -215,7 +221,13 @@ impl Live {
         durability: Durability,
     ) -> storage::Result<()> {
         let opened = self.disk.open::<Replica>(group, replica, durability);
-        let (boot, machine, _) = opened.map_err(storage_error)?;
+        let (boot, machine, report) = opened.map_err(storage_error)?;
+        match report.case {
+            Case::TornTail => self.tally.add("tail-torn", 1),
+            Case::TornOutOfOrder => self.tally.add("tail-torn-out-of-order", 1),
+            Case::Whole => {}
+            case => panic!("{group} comes back with {case:?}"),
+        }
         self.inputs.push(Input::Open(Box::new(boot), machine));
         Ok(())
     }
@@ -228,6 +240,7 @@ impl Live {
         let shard = &self.shard;
         let mut checkpoint = |group, index| shard.checkpoint_at(group, index);
         let persists = std::mem::take(&mut out.effects.persists);
+        persists.iter().for_each(|persist| count_steps(&mut self.tally, &self.disk, persist));
         self.disk.perform(persists, &mut checkpoint, &self.syncer, &mut done)?;
         self.inputs.extend(done.into_iter().map(Input::Stored));
         for group in std::mem::take(&mut self.closing) {
@@ -273,15 +286,15 @@ impl Live {
         self.inputs.push(Input::Base { group, base });
     }
 
-    /// Applies retention to all logs; how many logs it moved.
-    pub fn retain(&mut self, policy: &Policy, now: Now) -> storage::Result<u64> {
-        let mut moved = 0;
+    /// Applies retention to all logs; which logs it moved, and to where.
+    pub fn retain(&mut self, policy: &Policy, now: Now) -> storage::Result<Vec<(LogId, Tip)>> {
+        let mut moved = Vec::new();
         for group in self.shard.groups().collect::<Vec<_>>() {
             let settled = self.shard.group(group).unwrap().settled();
             let log_start = self.shard.machine(group).unwrap().state().log_start();
             let start = self.disk.retain(group, policy, log_start, settled, now.wall_ms)?;
             if let Some(start) = start {
-                moved += 1;
+                moved.push((group, start));
                 self.inputs.push(Input::StartAdvanced { group, start });
             }
         }
@@ -291,6 +304,30 @@ impl Live {
     pub fn is_full(&self) -> bool {
         self.disk.stalled().next().is_some()
     }
+}
+
+fn count_steps(tally: &mut Tally, disk: &Disk, persist: &Persist) {
+    for step in &persist.steps {
+        match step {
+            Step::Reset { .. } => tally.add("snapshot-installed", 1),
+            Step::Truncate { first_index, .. } => {
+                tally.add("suffix-truncated", 1);
+                let synced = disk.log(persist.group).map_or(0, Log::synced_index);
+                let is_unsynced = *first_index > synced;
+                tally.add("unsynced-suffix-truncated", u64::from(is_unsynced));
+            }
+            Step::Append(_) | Step::Record(..) | Step::Hint(..) => {}
+        }
+    }
+}
+
+/// True if `holds` would be true of a log after a power cut that keeps nothing it need not.
+pub fn survives(fs: &SimFs, group: LogId, holds: impl Fn(&Log) -> bool) -> bool {
+    let fork = fs.fork();
+    fork.set_capacity(None);
+    fork.power_cut(|_| false);
+    let opened = open_dir(&fork).and_then(|dir| dir.open_log(group));
+    opened.is_ok_and(|(log, _)| holds(&log))
 }
 
 /// Anything else than a failing disk is a fault of the program.

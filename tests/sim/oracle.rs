@@ -8,6 +8,10 @@ use quipu::types::{LogId, ReplicaId};
 
 use crate::node::Node;
 
+/// The step of a membership entry, its second byte.
+const ENTER: u8 = 1;
+const LEAVE: u8 = 2;
+
 /// A committed entry, as the first replica to know of it had it.
 #[derive(Debug, Clone)]
 pub struct Settled {
@@ -20,9 +24,12 @@ pub struct Settled {
 #[derive(Debug, Default)]
 pub struct Oracle {
     pub settled: BTreeMap<LogId, BTreeMap<u64, Settled>>,
+    /// Index of each record batch by its base offset.
+    batches: BTreeMap<LogId, BTreeMap<u64, u64>>,
     leaders: BTreeMap<(LogId, u64), ReplicaId>,
-    /// Committed index and high watermark that each life of a replica has shown.
-    shown: BTreeMap<(LogId, ReplicaId, u64), (u64, u64)>,
+    /// Committed index and high watermark that each life of a replica has shown, and the index that
+    /// it knew to be committed.
+    shown: BTreeMap<(LogId, ReplicaId, u64), (u64, u64, u64)>,
     pub elections: u64,
 }
 
@@ -39,12 +46,13 @@ impl Oracle {
             "node {}: {group} goes back from {shown:?} to {published:?}",
             node.id
         );
-        let from = shown.0;
-        *shown = (published.committed_index, published.high_watermark);
+        let from = shown.2;
+        let committed = live.shard.group(group).unwrap().committed();
+        *shown = (published.committed_index, published.high_watermark, committed);
         if published.role == Role::Leader {
             self.observe_leader(node, published, replica, durability);
         }
-        self.settle(node, group, from, published.committed_index, durability);
+        self.settle(node, group, from, committed, durability);
     }
 
     fn observe_leader(
@@ -87,6 +95,7 @@ impl Oracle {
     fn settle(&mut self, node: &Node, group: LogId, from: u64, to: u64, durability: Durability) {
         let live = node.live.as_ref().unwrap();
         let settled = self.settled.entry(group).or_default();
+        let batches = self.batches.entry(group).or_default();
         for index in from + 1..=to {
             let entry = live.shard.group(group).unwrap().entry(index);
             let is_whole = |entry: &&Entry| entry.payload.len() as u32 == entry.header.payload_len;
@@ -100,7 +109,37 @@ impl Oracle {
             // What a snapshot or retention took away was compared when it was committed.
             let Some(entry) = entry else { continue };
             check(node, group, settled, &entry, durability);
+            if entry.header.kind == Kind::Records {
+                batches.insert(entry.header.base_offset, index);
+            }
         }
+    }
+
+    /// How often a change of voters was ended by another leader than the one that began it.
+    pub fn joints_left_by_others(&self, group: LogId) -> u64 {
+        let mut entered_in = None;
+        let mut count = 0;
+        for settled in self.settled_of(group) {
+            let term = settled.header.term;
+            match settled.payload.as_deref() {
+                Some([_, ENTER, ..]) if settled.header.kind == Kind::Membership => {
+                    entered_in = Some(term);
+                }
+                Some([_, LEAVE, ..]) if settled.header.kind == Kind::Membership => {
+                    let leader = |term| self.leaders.get(&(group, term));
+                    let is_other = entered_in.is_some_and(|before| leader(before) != leader(term));
+                    count += u64::from(is_other);
+                }
+                _ => {}
+            }
+        }
+        count
+    }
+
+    /// The record batch that begins at an offset, if it is committed.
+    pub fn at_offset(&self, group: LogId, base_offset: u64) -> Option<&Settled> {
+        let index = *self.batches.get(&group)?.get(&base_offset)?;
+        self.settled.get(&group)?.get(&index)
     }
 
     pub fn settled_of(&self, group: LogId) -> impl Iterator<Item = &Settled> {
@@ -121,6 +160,13 @@ fn check(
     if let Some(payload) = &payload {
         assert_eq!(crc32fast::hash(payload), header.payload_crc, "{group}: entry {}", header.index);
     }
+    let before = settled.get(&(header.index - 1)).map(|before| before.header.end_offset());
+    assert!(
+        before.is_none_or(|end| end == header.base_offset) || durability == Durability::Memory,
+        "{group}: entry {} begins at {}, the one before ends at {before:?}",
+        header.index,
+        header.base_offset
+    );
     let Some(known) = settled.get_mut(&header.index) else {
         settled.insert(header.index, Settled { header, payload });
         return;

@@ -18,6 +18,8 @@ pub struct Plan {
     pub doubled: u64,
     /// Frames with a flipped bit, in a thousand.
     pub damaged: u64,
+    /// Frames beside which something is sent that nobody should believe, in a thousand.
+    pub hostile: u64,
     /// Longest ordinary delay of a message in microseconds; one in fifty takes twenty times that.
     pub delay_us: u64,
     /// Longest ordinary sync in microseconds.
@@ -30,7 +32,11 @@ pub struct Plan {
     /// Mean time between two requests of a client, in milliseconds.
     pub think_ms: u64,
     pub payload_max: u64,
+    /// Mean time between two reads in milliseconds.
+    pub read_every_ms: u64,
     pub retention_bytes: Option<u64>,
+    /// In the end a minority of the nodes stays down, and the others must go on.
+    pub is_core: bool,
 }
 
 /// A fault, or something that an operator does.
@@ -92,6 +98,7 @@ impl Plan {
         let is_calm = rng.chance(250);
         let mut up_to = |max: u64| if is_calm { 0 } else { rng.below(max + 1) };
         let (lost, doubled, damaged) = (up_to(150), up_to(150), up_to(10));
+        let hostile = if rng.chance(500) { rng.between(1, 30) } else { 0 };
         Self {
             nodes: if rng.chance(300) { 5 } else { 3 },
             groups: rng.between(1, 4),
@@ -100,6 +107,7 @@ impl Plan {
             lost,
             doubled,
             damaged,
+            hostile,
             delay_us: *rng.pick(&[300, 2_000, 20_000]).expect("a choice"),
             sync_us: *rng.pick(&[500, 3_000, 60_000]).expect("a choice"),
             fault_every_ms: rng.between(150, 1_200),
@@ -107,7 +115,9 @@ impl Plan {
             clients: rng.between(2, 6),
             think_ms: rng.between(5, 60),
             payload_max: *rng.pick(&[40, 400, 3_000]).expect("a choice"),
+            read_every_ms: rng.between(5, 60),
             retention_bytes: rng.chance(500).then(|| rng.between(8, 40) * 1024),
+            is_core: rng.chance(350),
         }
     }
 

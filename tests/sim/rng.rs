@@ -1,5 +1,15 @@
 //! One number decides everything: the generator that all of a simulation draws from.
 
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Spreads a number over all 64 bits.
+pub fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(STEP);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
 /// A small generator (`SplitMix64`): equal seeds, equal draws, on every machine.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
@@ -10,11 +20,9 @@ impl Rng {
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        let number = mix(self.0);
+        self.0 = self.0.wrapping_add(STEP);
+        number
     }
 
     /// A number below `end`.

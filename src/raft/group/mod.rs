@@ -35,6 +35,7 @@ use super::envelope::{Envelope, Lane};
 use super::hard_state::HardState;
 use super::log_view::{LogView, TermStart};
 use super::membership::Membership;
+use super::planted::{Bug, planted};
 use crate::storage::{Entry, Kind, Tip};
 use crate::types::{LogId, ReplicaId};
 
@@ -119,6 +120,17 @@ pub enum Role {
     Leader,
 }
 
+/// How often things have happened to a replica that rarely do, since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Incidents {
+    /// It learned that entries are committed from a later membership change in its log.
+    pub inferred_commits: u64,
+    /// It began to hand leadership over because its disk was slow.
+    pub slow_disk_hand_overs: u64,
+    /// It began to hand leadership over because it was to leave the voters.
+    pub leaving_hand_overs: u64,
+}
+
 /// What was handed out to be made durable, and what waits for it.
 #[derive(Debug)]
 struct Pass {
@@ -171,6 +183,7 @@ pub struct Group {
     drawn_for: (u64, StateRole, u64),
     draws: u64,
     reads: Vec<(u64, u64)>,
+    incidents: Incidents,
 }
 
 impl Group {
@@ -226,6 +239,7 @@ impl Group {
             drawn_for: (u64::MAX, StateRole::Follower, 0),
             draws: 0,
             reads: Vec::new(),
+            incidents: Incidents::default(),
         }
     }
 
@@ -300,6 +314,11 @@ impl Group {
         self.view().start()
     }
 
+    /// What rarely happens.
+    pub fn incidents(&self) -> Incidents {
+        self.incidents
+    }
+
     /// Why the replica stopped, if it did.
     pub fn fault(&self) -> Option<&Fault> {
         self.fault.as_ref()
@@ -328,7 +347,8 @@ impl Group {
 
     /// True if the replica leads and everything before its term is committed: proposals may come.
     pub fn is_writable(&self) -> bool {
-        self.role() == Role::Leader && self.is_running() && self.node.raft.commit_to_current_term()
+        let is_known = self.node.raft.commit_to_current_term() || planted(Bug::WriteBeforeNoOp);
+        self.role() == Role::Leader && self.is_running() && is_known
     }
 
     /// True if everything handed out is durable and nothing waits.
@@ -337,7 +357,8 @@ impl Group {
     }
 
     fn is_running(&self) -> bool {
-        !self.is_restoring && self.fault.is_none()
+        let is_free = !self.is_restoring || planted(Bug::BusyWhileRestoring);
+        is_free && self.fault.is_none()
     }
 
     fn view(&self) -> &LogView {

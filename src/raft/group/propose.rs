@@ -6,6 +6,7 @@ use ::raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
 
 use super::super::error::NotProposed;
 use super::super::membership::{Change, Operation, REPLICAS_MAX};
+use super::super::planted::{Bug, planted};
 use super::{Draft, Group, Role};
 use crate::storage::{Entry, Kind};
 use crate::types::ReplicaId;
@@ -99,9 +100,11 @@ impl Group {
     fn link(&self, draft: Draft, now_ms: i64) -> Entry {
         let tip = self.proposed.back().map_or(self.view().tip(), |entry| entry.header.tip());
         assert_eq!(tip.index, self.last_index(), "{}: a proposal continues the log", self.id);
+        let counted = if planted(Bug::OffsetFromCommitted) { self.committed() } else { tip.index };
+        let end_offset = self.tip_at(counted).unwrap_or(tip).end_offset;
         let mut entry =
             Entry::new(draft.kind, tip.index + 1, self.term(), draft.payload, draft.payload_crc)
-                .with_records(tip.end_offset, draft.record_count)
+                .with_records(end_offset, draft.record_count)
                 .at_time(now_ms.max(tip.append_time_ms));
         entry.header.format = draft.format;
         entry.header.producer_id = draft.producer_id;

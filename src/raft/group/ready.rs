@@ -1,7 +1,7 @@
 //! Following up on what has happened: what is to be written, sent and read, and in which order.
 
 use ::raft::Ready;
-use ::raft::eraftpb::{Entry as RaftEntry, EntryType, Message};
+use ::raft::eraftpb::{Entry as RaftEntry, EntryType, Message, MessageType};
 use bytes::Bytes;
 
 use super::super::effects::{ColdRead, Effects, Fault, Persist, Step};
@@ -9,6 +9,7 @@ use super::super::envelope::{Envelope, Lane, MessageKind, SnapshotBody};
 use super::super::hard_state::HardState;
 use super::super::log_view::from_raft;
 use super::super::membership::{Change, Membership};
+use super::super::planted::{Bug, planted};
 use super::{Group, Pass, Role};
 use crate::storage::{Entry, FactKind, Kind, Tip};
 
@@ -53,6 +54,7 @@ impl Group {
             let pass = self.passes.pop_front().expect("there is a first pass");
             self.complete(pass.ready, pass.held, effects);
             if let Some(index) = pass.restores {
+                assert!(self.is_restoring, "{}: a snapshot at {index} is installed twice", self.id);
                 self.node.advance_apply_to(index);
                 self.is_restoring = false;
             }
@@ -61,7 +63,9 @@ impl Group {
 
     /// Tells the library that its readies up to `ready` are durable, and then the world.
     fn complete(&mut self, ready: u64, held: Vec<(Lane, Envelope)>, effects: &mut Effects) {
-        self.node.on_persist_ready(ready);
+        if !planted(Bug::SendBeforeNoticing) || held.is_empty() {
+            self.node.on_persist_ready(ready);
+        }
         effects.envelopes.extend(held);
     }
 
@@ -83,14 +87,24 @@ impl Group {
         }));
         let number = ready.number();
         let now = self.seal(ready.take_messages());
-        let held = self.seal(ready.take_persisted_messages());
+        let mut held = self.seal(ready.take_persisted_messages());
+        if planted(Bug::SendBeforeDurable) {
+            effects.envelopes.append(&mut held);
+        }
+        if planted(Bug::VoteBeforeDurable) {
+            effects.envelopes.extend(held.extract_if(.., |(_, held)| held.kind.is_vote()));
+        }
         let committed = ready.take_committed_entries();
         self.node.advance_append_async(ready);
-        if steps.len() > mark {
+        let is_writing = steps.len() > mark;
+        if is_writing {
             self.open_pass(token, has_vote, restores);
             if is_cut || restores.is_some() {
                 self.join_passes();
             }
+        }
+        if planted(Bug::SendOutOfOrder) && !is_writing {
+            effects.envelopes.append(&mut held);
         }
         self.wait(number, held, effects);
         self.send_or_hold(now, effects);
@@ -100,6 +114,8 @@ impl Group {
     /// Sees that what was handed out under `token` is waited for.
     fn open_pass(&mut self, token: u64, has_vote: bool, restores: Option<u64>) {
         let since_tick = self.ticks;
+        let last = self.passes.back().map_or(0, |pass| pass.token);
+        assert!(last <= token, "{}: pass {token} is handed out after {last}", self.id);
         if self.passes.back().is_none_or(|pass| pass.token != token) {
             let (ready, held, is_done) = (0, Vec::new(), false);
             let pass =
@@ -142,8 +158,8 @@ impl Group {
     /// Sends a leader's messages, unless its term and vote are not durable.
     fn send_or_hold(&mut self, envelopes: Vec<(Lane, Envelope)>, effects: &mut Effects) {
         match self.passes.iter_mut().rev().find(|pass| pass.has_vote) {
-            Some(pass) => hold(&mut pass.held, envelopes),
-            None => effects.envelopes.extend(envelopes),
+            Some(pass) if !planted(Bug::LeadBeforeTermDurable) => hold(&mut pass.held, envelopes),
+            _ => effects.envelopes.extend(envelopes),
         }
     }
 
@@ -188,6 +204,7 @@ impl Group {
             );
             self.node.mut_store().truncate(first_index - 1);
             let committed_index = committed_index.min(first_index - 1);
+            let first_index = if planted(Bug::CommittedTruncated) { 2 } else { first_index };
             steps.push(Step::Truncate { first_index, committed_index });
         }
         let entries: Vec<Entry> = raft.iter().map(|entry| self.claim(entry)).collect();
@@ -228,8 +245,21 @@ impl Group {
 
     /// DURABILITY: the commit index goes to the journal, the entries to the log; after a power cut
     /// there may be one without the other. Capped, it speaks of entries that are on disk.
+    fn recordable(&self) -> u64 {
+        if planted(Bug::CommitBeyondDisk) { self.committed() } else { self.applicable() }
+    }
+
+    /// Takes note of what the journal is told, and returns it.
     fn note_hard_state(&mut self, term: u64, vote: u64) -> Bytes {
-        let commit = self.committed().min(self.persisted()).max(self.recorded.commit);
+        let commit = self.recordable().max(self.recorded.commit);
+        let before = self.recorded;
+        assert!(term >= before.term, "{}: term {term} comes after {}", self.id, before.term);
+        assert!(
+            term > before.term || before.vote == 0 || vote == before.vote,
+            "{}: a vote for {vote} in term {term}, after one for {}",
+            self.id,
+            before.vote
+        );
         self.recorded = HardState { term, vote, commit };
         self.recorded.encode()
     }
@@ -237,7 +267,7 @@ impl Group {
     /// Records the commit index now and then, so that a restart need not wait for a leader to apply
     /// what was applied before. Nothing depends on it, so nothing waits for it.
     fn record_commit(&mut self, token: u64, steps: &mut Vec<Step>) {
-        let commit = self.committed().min(self.persisted());
+        let commit = self.recordable();
         let is_time = self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) || self.is_commit_due;
         let is_due = is_time && commit > self.recorded.commit;
         self.is_commit_due = false;
@@ -254,11 +284,19 @@ impl Group {
         for stub in committed {
             let is_change = stub.get_entry_type() == EntryType::EntryConfChangeV2;
             // What the snapshot's membership has seen already comes by again with the log.
-            if is_change && stub.index > self.membership.index {
+            let is_new = stub.index > self.membership.index || planted(Bug::ChangeAppliedTwice);
+            if is_change && is_new {
                 self.apply_change(stub.index, steps)?;
             }
         }
         if let Some(last) = committed.last() {
+            let applicable = self.applicable();
+            assert!(
+                last.index <= applicable,
+                "{}: entry {} is to be applied, {applicable} are committed and stored",
+                self.id,
+                last.index
+            );
             self.node.mut_store().changes_applied(last.index);
             self.node.advance_apply_to(last.index);
         }
@@ -270,10 +308,18 @@ impl Group {
         let change = Change::decode(&entry.payload).ok_or(Fault::UnknownChange { index })?;
         let applied = self.node.apply_conf_change(&change.to_conf_change());
         let state = applied.map_err(|_| Fault::UnknownChange { index })?;
+        let before = std::mem::take(&mut self.membership);
+        assert!(
+            index > before.index,
+            "{}: the change at {index} is applied to the membership of {}",
+            self.id,
+            before.index
+        );
         self.membership = Membership::from_conf_state(index, &state);
         self.node.mut_store().forget_snapshot();
         steps.push(Step::Record(FactKind::Membership, self.membership.encode()));
-        if self.role() == Role::Leader && !self.membership.is_voter(self.replica) {
+        let stays = self.membership.is_voter(self.replica) || planted(Bug::RemovedLeaderStays);
+        if self.role() == Role::Leader && !stays {
             let term = self.term();
             self.node.raft.become_follower(term, 0);
         }
@@ -291,13 +337,34 @@ impl Group {
         };
         // A leader that was deposed within the same step may leave messages behind whose entries
         // are gone already: they are lost on their way.
-        let seal_one = |message: Message| {
+        let seal_one = |mut message: Message| {
+            if !planted(Bug::AppendNotMended) {
+                self.mend(&mut message)?;
+            }
             // Only what was read from disk for a follower carries its header along.
             let is_cold = message.get_entries().iter().any(|entry| !entry.context.is_empty());
             let envelope = Envelope::from_raft(self.id, message, entry)?;
             Some((envelope.lane(is_cold), envelope))
         };
         messages.into_iter().filter_map(seal_one).collect()
+    }
+
+    /// Lets an append begin right before its first entry. The library adds entries to an append
+    /// without any that is on its way to the same follower, and does not look where that one
+    /// begins. Such a message contradicts itself, and whoever gets it would drop the whole frame.
+    ///
+    /// `None` if the entries are gone, because another leader has others.
+    fn mend(&self, message: &mut Message) -> Option<()> {
+        let Some(first_index) = message.get_entries().first().map(|entry| entry.index) else {
+            return Some(());
+        };
+        let is_append = message.get_msg_type() == MessageType::MsgAppend;
+        if is_append && first_index != message.index + 1 {
+            let before = first_index.checked_sub(1).filter(|_| message.term == self.term())?;
+            message.log_term = self.node.raft.raft_log.term(before).ok()?;
+            message.index = before;
+        }
+        Some(())
     }
 
     /// Asks for what followers need from disk.

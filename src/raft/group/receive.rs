@@ -7,6 +7,7 @@ use super::super::Fault;
 use super::super::envelope::{Envelope, MessageKind, SnapshotBody};
 use super::super::error::Dropped;
 use super::super::log_view::{Base, Divergence};
+use super::super::planted::{Bug, planted};
 use super::{Group, Role};
 use crate::storage::{Entry, EntryHeader, Tip};
 use crate::types::ReplicaId;
@@ -16,7 +17,11 @@ impl Group {
     ///
     /// # Errors
     /// Why it was dropped; nothing has changed.
-    pub fn receive(&mut self, envelope: Envelope) -> Result<(), Dropped> {
+    pub fn receive(&mut self, mut envelope: Envelope) -> Result<(), Dropped> {
+        if planted(Bug::LearnerCounted) && self.membership.learners.contains(&envelope.from) {
+            let mut voters = self.membership.voters.iter();
+            envelope.from = *voters.find(|id| **id != self.replica).unwrap_or(&envelope.from);
+        }
         self.check(&envelope)?;
         let kind = envelope.kind;
         if kind == MessageKind::TimeoutNow && !self.may_campaign() {
@@ -106,10 +111,21 @@ impl Group {
     /// True if every membership change that must be committed is applied. Otherwise sees to it.
     pub(super) fn knows_voters(&mut self) -> bool {
         let changes = self.view().changes();
+        if planted(Bug::StaleVoters) {
+            return true;
+        }
         let Some(before_last) = changes.len().checked_sub(2).map(|at| changes[at]) else {
             return true;
         };
         if before_last > self.committed() {
+            let persisted = self.persisted();
+            assert!(
+                before_last <= self.last_index(),
+                "{}: the change at {before_last} is in a log of {}, {persisted} stored",
+                self.id,
+                self.last_index()
+            );
+            self.incidents.inferred_commits += 1;
             self.node.raft.raft_log.commit_to(before_last);
         }
         false

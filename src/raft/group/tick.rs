@@ -3,6 +3,7 @@
 use ::raft::{Progress, ProgressState, SnapshotStatus};
 
 use super::super::membership::Change;
+use super::super::planted::{Bug, planted};
 use super::{Group, Role, mix};
 use crate::types::ReplicaId;
 
@@ -45,7 +46,7 @@ impl Group {
         }
         let oldest = self.passes.front().map_or(self.ticks, |pass| pass.since_tick);
         if self.ticks - oldest >= self.config.slow_disk_ticks {
-            self.hand_over();
+            self.incidents.slow_disk_hand_overs += u64::from(self.hand_over());
         }
         self.try_quiesce();
     }
@@ -53,11 +54,12 @@ impl Group {
     /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
     /// the one to leave, the others might not know that it may, and it could not tell them.
     fn end_change(&mut self, now_ms: i64) {
-        if self.membership.voters.contains(&self.replica) {
+        let stays = self.membership.voters.contains(&self.replica);
+        if stays || planted(Bug::LeavingLeaderLeaves) {
             // A refusal is tried again with the next tick.
             let _ = self.propose_step(&Change::Leave, now_ms);
         } else {
-            self.hand_over();
+            self.incidents.leaving_hand_overs += u64::from(self.hand_over());
         }
     }
 
@@ -76,20 +78,23 @@ impl Group {
         }
     }
 
-    /// Gives leadership to the voter that is furthest.
-    fn hand_over(&mut self) {
+    /// Gives leadership to the voter that is furthest. False if there is none, or somebody was
+    /// asked already.
+    fn hand_over(&mut self) -> bool {
         if self.node.raft.lead_transferee.is_some() {
-            return;
+            return false;
         }
         let is_candidate = |id: u64, progress: &Progress| {
             let id = ReplicaId(id);
             id != self.replica && progress.recent_active && self.membership.voters.contains(&id)
         };
         let others = self.node.raft.prs().iter().filter(|(id, p)| is_candidate(**id, p));
-        if let Some((id, _)) = others.max_by_key(|(id, progress)| (progress.matched, **id)) {
-            let id = *id;
+        let furthest = others.max_by_key(|(id, progress)| (progress.matched, **id));
+        let furthest = furthest.map(|(id, _)| *id);
+        if let Some(id) = furthest {
             self.node.transfer_leader(id);
         }
+        furthest.is_some()
     }
 
     /// Sets the election timeout, because the library's own choice is not repeatable.

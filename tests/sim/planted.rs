@@ -1,0 +1,59 @@
+//! Planted bugs: each has to be found, or the simulation proves nothing about its rule.
+//!
+//! `QUIPU_SIM_BUG` names one of them to look for; `QUIPU_SIM_SEEDS` says how many seeds to spend on
+//! each.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use quipu::raft::planted::{Bug, plant};
+
+use crate::runs::Runs;
+use crate::{env, threads};
+
+/// Seeds and time spent on a bug before it counts as not found.
+const SEEDS: u64 = 3_000;
+const TIME_MAX: Duration = Duration::from_secs(150);
+
+static PRESENT: Mutex<Option<Bug>> = Mutex::new(None);
+
+/// Looks for a bug. The number of seeds it took and the failure, if it was found.
+fn look_for(bug: Bug) -> Option<(u64, String)> {
+    *PRESENT.lock().unwrap() = Some(bug);
+    let runs = Runs {
+        first: env("QUIPU_SIM_SEED").unwrap_or(1),
+        count: env("QUIPU_SIM_SEEDS").unwrap_or(SEEDS),
+        time_max: TIME_MAX,
+        threads: threads(),
+        failures_max: 1,
+        prepare: || plant(*PRESENT.lock().unwrap()),
+        is_quiet: true,
+    };
+    let report = runs.run();
+    report.failures.into_iter().min().map(|(seed, why)| (seed - runs.first + 1, why))
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let selected = std::env::var("QUIPU_SIM_BUG").ok();
+    let is_selected = |bug: &Bug| selected.as_ref().is_none_or(|name| *name == format!("{bug:?}"));
+    std::panic::set_hook(Box::new(|_| ()));
+    let mut missed = Vec::new();
+    for bug in Bug::ALL.into_iter().filter(is_selected) {
+        match look_for(bug) {
+            Some((seeds, why)) => {
+                let line = why.lines().next().unwrap_or_default();
+                eprintln!(
+                    "{seeds:>5} seeds  {bug:?}: {}",
+                    line.chars().take(150).collect::<String>()
+                );
+            }
+            None => {
+                eprintln!("    - not found  {bug:?}");
+                missed.push(bug);
+            }
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

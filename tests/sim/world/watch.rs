@@ -1,0 +1,114 @@
+//! The watch: what is looked at after each step of a node.
+
+use quipu::raft::{Durability, Group, Incidents, Membership, Role};
+use quipu::types::{LogId, NodeId};
+
+use super::World;
+use crate::node::raft_config;
+
+/// What was last seen of a replica.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sighting {
+    life: u64,
+    leading_in: Option<u64>,
+    incidents: Incidents,
+    membership_index: u64,
+    applied_index: u64,
+}
+
+impl World {
+    pub(super) fn watch(&mut self, id: NodeId) {
+        let Some(live) = &mut self.nodes.get_mut(&id).expect("the node exists").live else {
+            return;
+        };
+        let counted = std::mem::take(&mut live.tally);
+        self.tally.merge(&counted);
+        for group in self.groups.clone() {
+            self.watch_group(id, group);
+        }
+    }
+
+    fn watch_group(&mut self, id: NodeId, group: LogId) {
+        let node = &self.nodes[&id];
+        let Some(live) = &node.live else { return };
+        let Some(found) = live.shard.group(group) else { return };
+        let machine = live.shard.machine(group).expect("a group has a machine");
+        let applied_index = machine.state().applied_index();
+        check_budget(found, applied_index);
+        let before = self.seen.get(&(id, group)).copied().unwrap_or_default();
+        let before = if before.life == node.life { before } else { Sighting::default() };
+        let now = Sighting {
+            life: node.life,
+            leading_in: (found.role() == Role::Leader).then(|| found.term()),
+            incidents: found.incidents(),
+            membership_index: found.membership().index,
+            applied_index,
+        };
+        if applied_index != before.applied_index && self.plan.durability == Durability::Fsync {
+            let digest = machine.state().digest();
+            let key = (group, applied_index);
+            let first = *self.digests.entry(key).or_insert(digest);
+            assert_eq!(digest, first, "node {id}: {group} has another state at {applied_index}");
+        }
+        if before.leading_in == Some(found.term()) && found.role() != Role::Leader {
+            let is_voter = found.membership().is_voter(found.replica());
+            let what = if is_voter {
+                "leader-stepped-down-without-quorum"
+            } else {
+                "leader-removed-itself"
+            };
+            self.tally.add(what, 1);
+        }
+        let membership = found.membership().clone();
+        self.count_incidents(before.incidents, now.incidents);
+        if now.membership_index != before.membership_index || before.life == 0 {
+            self.watch_membership(group, membership);
+        }
+        self.seen.insert((id, group), now);
+    }
+
+    fn count_incidents(&mut self, before: Incidents, now: Incidents) {
+        let inferred = now.inferred_commits.saturating_sub(before.inferred_commits);
+        self.tally.add("commit-inferred-from-later-change", inferred);
+        let slow = now.slow_disk_hand_overs.saturating_sub(before.slow_disk_hand_overs);
+        self.tally.add("leader-handed-over-for-slow-disk", slow);
+        let leaving = now.leaving_hand_overs.saturating_sub(before.leaving_hand_overs);
+        self.tally.add("leader-handed-over-before-leaving", leaving);
+    }
+
+    /// All replicas have the same membership at the same index.
+    fn watch_membership(&mut self, group: LogId, membership: Membership) {
+        let key = (group, membership.index);
+        if let Some(known) = self.memberships.get(&key) {
+            // A joining replica knows nobody yet.
+            let is_same = *known == membership || membership.index == 0;
+            assert!(is_same, "{group} has two memberships: {known:?} and {membership:?}");
+            return;
+        }
+        let earlier = self.memberships.range((group, 0)..key).last();
+        if let Some((_, before)) = earlier {
+            let is_promoted = membership.voters.iter().any(|id| before.learners.contains(id));
+            let is_partitioned = is_promoted && !self.cut.is_empty();
+            self.tally.add("learner-promoted-during-partition", u64::from(is_partitioned));
+            let has_grown = before.voters.len() == 1 && membership.voters.len() > 1;
+            self.tally.add("lone-voter-grew", u64::from(has_grown));
+        }
+        self.memberships.insert(key, membership);
+    }
+}
+
+/// What is in memory beyond the budget is there because it is not applied.
+fn check_budget(group: &Group, applied_index: u64) {
+    let settled = group.settled().min(applied_index);
+    let budget = raft_config().tail_bytes_max;
+    if group.tail_bytes() <= budget {
+        return;
+    }
+    let needed = (settled + 1..=group.last_index()).filter_map(|index| group.entry(index));
+    let needed: usize = needed.map(|entry| entry.payload.len()).sum();
+    assert!(
+        group.tail_bytes() <= budget.max(needed),
+        "{group:?} keeps {} bytes, {needed} are needed and {budget} are allowed",
+        group.tail_bytes()
+    );
+}
