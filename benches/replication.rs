@@ -28,7 +28,7 @@ use quipu::raft::{
 };
 use quipu::storage::{self, Policy, Tip};
 use quipu::types::{NodeId, ReplicaId};
-use support::{CLUSTER, Cluster, Setup, batch, partition};
+use support::{CLUSTER, Cluster, Setup, batch, partition, wait_for};
 use tokio::sync::oneshot;
 
 const KIB: usize = 1024;
@@ -47,6 +47,9 @@ fn main() {
         .configure_from_args();
     let mut board = Scoreboard::default();
     let place = Place::new();
+    if std::env::args().any(|arg| arg == "busy") {
+        return busy_among_idle(place.path());
+    }
     replicate(&mut criterion, &mut board, place.path());
     criterion.final_summary();
     board.print();
@@ -271,6 +274,14 @@ fn busy_laps(root: &Path, setup: &Setup) -> Vec<Duration> {
             (leader, cluster.host(leader.status().leader.unwrap().node()))
         })
         .collect();
+    append(&doors, &batches, 10);
+    let is_asleep = |n: u128| {
+        let handles = cluster.handles.iter().map(|handles| &handles[n as usize]);
+        handles.into_iter().all(|handle| handle.status().is_quiescent)
+    };
+    wait_for("sleep of the idle partitions", || {
+        (BUSY..setup.partitions).all(is_asleep).then_some(())
+    });
     append(&doors, &batches, 10);
     (0..7).map(|_| time(|| append(&doors, &batches, 10))).collect()
 }

@@ -152,6 +152,7 @@ impl Disk {
     ) -> storage::Result<()> {
         for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
+                waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
                 continue;
             }

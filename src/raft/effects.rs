@@ -35,6 +35,12 @@ pub enum Step {
 }
 
 impl Step {
+    /// True if the step counts although the log is replaced after it. What would have gone into the
+    /// log need not, and cannot any more: the state for its segments is gone.
+    pub(super) fn outlives_reset(&self) -> bool {
+        matches!(self, Self::Record(..) | Self::Hint(..))
+    }
+
     /// True if the step is not done before it is on disk.
     ///
     /// DURABILITY: with [`Durability::Memory`] only records and commands may be lost to a power
@@ -62,6 +68,33 @@ pub struct Persist {
     pub steps: Vec<Step>,
     /// It is done once it is on disk; otherwise once it is written.
     pub is_synced: bool,
+}
+
+impl Persist {
+    /// Takes out what `later`, which waits behind it, makes superfluous. What is cut off in memory
+    /// must not be written any more: there is no state for the segments that it would begin.
+    pub(super) fn yield_to(&mut self, later: &Self) {
+        for step in &later.steps {
+            match step {
+                Step::Reset { .. } => self.drop_from(0),
+                Step::Truncate { first_index, .. } => self.drop_from(*first_index),
+                Step::Append(_) | Step::Record(..) | Step::Hint(..) => {}
+            }
+        }
+    }
+
+    /// Drops the entries from `index` on, and the cuts there: a later one covers them.
+    fn drop_from(&mut self, index: u64) {
+        self.steps.retain_mut(|step| match step {
+            Step::Append(entries) => {
+                entries.retain(|entry| entry.header.index < index);
+                !entries.is_empty()
+            }
+            Step::Truncate { first_index, .. } => *first_index < index,
+            Step::Reset { base, .. } => base.tip.index < index,
+            Step::Record(..) | Step::Hint(..) => true,
+        });
+    }
 }
 
 /// Entries to be read from disk for a follower.

@@ -6,7 +6,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use super::log_view::{Base, to_raft_cold};
 use super::membership::Membership;
 use crate::storage::{Entry, Tip};
-use crate::types::{LogId, ReplicaId};
+use crate::types::{LogId, NodeId, ReplicaId};
 
 /// What an envelope is. The numbers are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,10 +32,15 @@ pub enum MessageKind {
     Snapshot = 9,
     /// Start an election at once.
     TimeoutNow = 10,
+    /// There is nothing to do: stop ticking until something happens.
+    Quiesce = 11,
+    /// The sending node is alive. Of no group.
+    Alive = 12,
 }
 
 impl MessageKind {
-    const ALL: [(Self, MessageType); 10] = [
+    /// Those that raft-rs knows, by number.
+    const OF_RAFT: [(Self, MessageType); 10] = [
         (Self::Append, MessageType::MsgAppend),
         (Self::AppendResponse, MessageType::MsgAppendResponse),
         (Self::Heartbeat, MessageType::MsgHeartbeat),
@@ -49,16 +54,19 @@ impl MessageKind {
     ];
 
     pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        let index = usize::from(byte).checked_sub(1)?;
-        Self::ALL.get(index).map(|(kind, _)| *kind)
+        match byte {
+            11 => Some(Self::Quiesce),
+            12 => Some(Self::Alive),
+            _ => Self::OF_RAFT.get(usize::from(byte).checked_sub(1)?).map(|(kind, _)| *kind),
+        }
     }
 
     fn from_raft(found: MessageType) -> Option<Self> {
-        Self::ALL.iter().find(|(_, raft)| *raft == found).map(|(kind, _)| *kind)
+        Self::OF_RAFT.iter().find(|(_, raft)| *raft == found).map(|(kind, _)| *kind)
     }
 
-    fn to_raft(self) -> MessageType {
-        Self::ALL[self as usize - 1].1
+    fn to_raft(self) -> Option<MessageType> {
+        Self::OF_RAFT.get(self as usize - 1).map(|(_, raft)| *raft)
     }
 
     pub(super) fn is_vote(self) -> bool {
@@ -121,6 +129,33 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// An envelope that says nothing but what it is, in term 1.
+    pub(super) fn new(kind: MessageKind, group: LogId, from: ReplicaId, to: ReplicaId) -> Self {
+        Self {
+            group,
+            from,
+            to,
+            kind,
+            term: 1,
+            index: 0,
+            log_term: 0,
+            commit: 0,
+            commit_term: 0,
+            reject_hint: 0,
+            is_reject: false,
+            is_transfer: false,
+            read: None,
+            entries: Vec::new(),
+            body: Bytes::new(),
+        }
+    }
+
+    /// Says that the node `from` is alive, and which life of it this is.
+    pub(super) fn alive(from: NodeId, to: NodeId, life: u64) -> Self {
+        let (from, to) = (ReplicaId::new(from, 0), ReplicaId::new(to, 0));
+        Self { index: life, ..Self::new(MessageKind::Alive, LogId::NIL, from, to) }
+    }
+
     /// Makes an envelope of a message of raft-rs. `entry` gives the entry that a raft entry stands
     /// for. `None` for a kind of message that stays within the process, and for one whose entries
     /// are gone.
@@ -150,10 +185,10 @@ impl Envelope {
         })
     }
 
-    /// The message for raft-rs; `None` if a snapshot's body is not one.
+    /// The message for raft-rs; `None` if it is not for raft-rs, or a snapshot's body is not one.
     pub(super) fn into_raft(self) -> Option<Message> {
         let mut message = Message::default();
-        message.set_msg_type(self.kind.to_raft());
+        message.set_msg_type(self.kind.to_raft()?);
         message.from = self.from.0;
         message.to = self.to.0;
         message.term = self.term;

@@ -12,8 +12,9 @@ pub enum NotProposed {
     /// Another change of the replicas is under way.
     #[error("another change of the replicas is under way")]
     ChangePending,
-    /// The change would leave no voter, or more replicas than a group may have.
-    #[error("the change leaves no voter, or too many replicas")]
+    /// The change names no replica, or would leave no voter, or more replicas than a group may
+    /// have.
+    #[error("the change names no replica, or leaves no voter, or too many replicas")]
     NoVoters,
     /// The replica that is to lead has no vote.
     #[error("the replica that is to lead has no vote")]

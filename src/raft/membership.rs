@@ -133,7 +133,18 @@ impl Membership {
         };
         let (voters, outgoing, learners, learners_next) = (list()?, list()?, list()?, list()?);
         let is_whole = rest.is_empty();
-        is_whole.then_some(Self { index, voters, outgoing, learners, learners_next })
+        let membership = Self { index, voters, outgoing, learners, learners_next };
+        (is_whole && membership.is_consistent()).then_some(membership)
+    }
+
+    /// False for what no series of changes leads to.
+    fn is_consistent(&self) -> bool {
+        let is_learner = |id: &ReplicaId| self.learners.contains(id);
+        let is_staged = |id: &ReplicaId| self.outgoing.contains(id) && !self.voters.contains(id);
+        self.all().all(|id| id.0 != 0)
+            && !self.voters.iter().chain(&self.outgoing).any(is_learner)
+            && self.learners_next.iter().all(is_staged)
+            && (!self.voters.is_empty() || self.outgoing.is_empty())
     }
 }
 

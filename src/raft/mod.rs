@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | group | `group` | one replica of one group: raft-rs, and the rules for driving it |
 //! | log view | `log_view` | the log as raft-rs sees it: terms, and the tail in memory |
-//! | shard | `shard` | many groups with their state machines, stepped together |
+//! | shard | `shard`, `peers` | many groups with their state machines, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
@@ -35,6 +35,7 @@ mod log_view;
 mod machine;
 mod membership;
 mod open;
+mod peers;
 pub mod planted;
 mod shard;
 mod wire;

@@ -59,6 +59,17 @@ pub enum OpenError {
         /// The commit index.
         commit: u64,
     },
+    /// Entries that this replica said it has are damaged. It cannot vote as if it never had them,
+    /// nor take others in their place.
+    #[error("log {log}: entries {first} to {last} were on disk and are gone; replace the replica")]
+    TailLost {
+        /// The log.
+        log: LogId,
+        /// The first entry that is missing.
+        first: u64,
+        /// The last one, inclusive.
+        last: u64,
+    },
     /// The state machine refused an entry.
     #[error("log {log}: {fault}")]
     Fault {
@@ -107,6 +118,10 @@ pub fn open_replica<M: Machine>(
     durability: Durability,
 ) -> Result<Opened<M>, OpenError> {
     let (log, report) = dir.open_log(group)?;
+    if let Some(lost) = log.lost_tail() {
+        let (first, last) = (lost.first_index, lost.last_index);
+        return Err(OpenError::TailLost { log: group, first, last });
+    }
     // DURABILITY: raft-rs takes everything that it can read for durable.
     if !planted(Bug::OpenWithoutSync) {
         log.sync()?;
@@ -131,8 +146,11 @@ pub fn open_replica<M: Machine>(
     // The change that made this membership was applied, so it is committed, and so is all that
     // is in the log before it. A removed replica may be the only one to know.
     hard_state.commit = hard_state.commit.max(membership.index.min(tip.index));
-    let unreadable = |_| OpenError::Unreadable { log: group, what: "checkpoint" };
+    let unreadable = |_: String| OpenError::Unreadable { log: group, what: "checkpoint" };
     let machine = M::restore(&checkpoint.state).map_err(unreadable)?;
+    if machine.applied_index() != from.index {
+        return Err(unreadable("it is of another entry".to_owned()));
+    }
     let mut replay = Replay { machine, tip: from, commit: hard_state.commit, kept: Vec::new() };
     replay.run(&reader, &membership, tip.index).map_err(|error| match error {
         ReplayError::Storage(error) => OpenError::Storage(error),

@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 
 use super::config::Config;
 use super::effects::Effects;
-use super::envelope::{Envelope, Lane};
+use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::{Dropped, NotProposed};
 use super::group::{Boot, Group, Role, mix};
 use super::hard_state::Checkpoint;
 use super::log_view::Base;
 use super::machine::{Answers, Machine, Now, Ticket};
 use super::membership::{Membership, Operation};
+use super::peers::Peers;
 use super::planted::{Bug, planted};
 use super::wire::{Frame, Route};
 use crate::storage::{Entry, Tip};
@@ -120,6 +121,8 @@ pub struct Published {
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
+    /// Nothing happens in the group, and it does not tick.
+    pub is_quiescent: bool,
 }
 
 impl Published {
@@ -134,6 +137,7 @@ impl Published {
             committed_index: 0,
             high_watermark: 0,
             log_start: 0,
+            is_quiescent: false,
         }
     }
 }
@@ -216,18 +220,25 @@ pub struct Shard<M: Machine> {
     waiting: BTreeMap<u64, LogId>,
     next_slice_ms: u64,
     slice: u64,
+    /// The node, known from the first group on.
+    node: Option<NodeId>,
+    /// Tells this run of the process from others, so that nodes notice when one starts anew.
+    life: u64,
+    peers: Peers,
 }
 
 impl<M: Machine> Shard<M> {
     /// A shard without groups. `seed` decides the election timeouts of its groups; nodes have
     /// different ones.
     pub fn new(config: Config, seed: u64, now: Now) -> Self {
-        Self::with_tokens_from(config, seed, now, 1)
+        let life = mix(seed ^ now.wall_ms.cast_unsigned());
+        Self::one_of_many(config, seed, now, life, 1)
     }
 
-    /// The same, numbering what it hands out from `first_token` on, so that several shards can
-    /// share the threads that sync.
-    pub fn with_tokens_from(config: Config, seed: u64, now: Now, first_token: u64) -> Self {
+    /// The same for one of several shards of a node. They have the same `life`, a number that no
+    /// other run of the process has, and number what they hand out from `first_token` on, so that
+    /// they can share the threads that sync.
+    pub fn one_of_many(config: Config, seed: u64, now: Now, life: u64, first_token: u64) -> Self {
         assert!(first_token > 0, "token 0 stands for work that nobody waits for");
         Self {
             config,
@@ -240,6 +251,9 @@ impl<M: Machine> Shard<M> {
             waiting: BTreeMap::new(),
             next_slice_ms: now.monotonic_ms,
             slice: 0,
+            node: None,
+            life: life | 1,
+            peers: Peers::default(),
         }
     }
 
@@ -285,7 +299,7 @@ impl<M: Machine> Shard<M> {
         for input in inputs.drain(..) {
             self.take(now, input, out);
         }
-        self.tick(now);
+        self.tick(now, out);
         let mut touched = std::mem::take(&mut self.touched);
         for at in touched.drain(..) {
             self.advance(at, out);
@@ -298,10 +312,12 @@ impl<M: Machine> Shard<M> {
             Input::Open(boot, machine) => self.open(*boot, machine),
             Input::Close(group) => self.close(group, out),
             Input::Envelopes(envelopes) => {
-                envelopes.into_iter().for_each(|envelope| self.receive(envelope, out));
+                envelopes.into_iter().for_each(|envelope| self.receive(now, envelope, out));
             }
             Input::Ask { group, ticket, ask } => match self.touch(group) {
                 Some(Slot { group, machine, .. }) => {
+                    // Whoever is asked in vain finds out whether the leader it names still is.
+                    group.wake();
                     machine.ask(ticket, ask, group, now, &mut out.answers);
                 }
                 None => out.answers.push((ticket, M::unknown_group())),
@@ -333,7 +349,10 @@ impl<M: Machine> Shard<M> {
                 }
             }
             Input::Transfer { group, ticket, to } => {
-                let decide = |slot: &mut Slot<M>| slot.group.transfer_leader(to).map(|()| 0);
+                let decide = |slot: &mut Slot<M>| {
+                    slot.group.wake();
+                    slot.group.transfer_leader(to).map(|()| 0)
+                };
                 self.decide(group, ticket, out, decide);
             }
             Input::Change { group, ticket, operations } => {
@@ -359,6 +378,7 @@ impl<M: Machine> Shard<M> {
 
     fn open(&mut self, boot: Boot, machine: M) {
         let id = boot.id;
+        self.node = Some(boot.replica.node());
         assert_eq!(
             machine.applied_index(),
             boot.applied.index,
@@ -386,7 +406,12 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn receive(&mut self, envelope: Envelope, out: &mut Outputs<M>) {
+    fn receive(&mut self, now: Now, envelope: Envelope, out: &mut Outputs<M>) {
+        self.peers.heard(envelope.from.node(), now.monotonic_ms);
+        if envelope.kind == MessageKind::Alive {
+            self.peers.greeted(envelope.from.node(), envelope.index);
+            return;
+        }
         let received = match self.touch(envelope.group) {
             Some(slot) => slot.group.receive(envelope),
             None => Err(Dropped::UnknownGroup),
@@ -409,7 +434,8 @@ impl<M: Machine> Shard<M> {
 
     /// Lets the slices pass that are due. What was missed while the process stood still is not made
     /// up for: the groups would take it for a long silence of the others.
-    fn tick(&mut self, now: Now) {
+    fn tick(&mut self, now: Now, out: &mut Outputs<M>) {
+        self.watch_peers(now, out);
         let slices = self.config.tick_slices;
         let slice_ms = (self.config.tick_ms / slices).max(1);
         let mut budget = slices;
@@ -419,6 +445,9 @@ impl<M: Machine> Shard<M> {
             self.slice = (self.slice + 1) % slices;
             for at in (self.slice as usize..self.slots.len()).step_by(slices as usize) {
                 let Some(slot) = self.slots[at].as_mut() else { continue };
+                if slot.group.is_quiescent() {
+                    continue;
+                }
                 slot.group.tick(now.wall_ms);
                 if !slot.is_touched {
                     slot.is_touched = true;
@@ -429,25 +458,54 @@ impl<M: Machine> Shard<M> {
         self.next_slice_ms = self.next_slice_ms.max(now.monotonic_ms + 1);
     }
 
+    /// Says to other nodes that this one is alive, and wakes the groups of those that are not.
+    fn watch_peers(&mut self, now: Now, out: &mut Outputs<M>) {
+        let Some(node) = self.node else { return };
+        let heartbeat_ms = self.config.heartbeat_ticks as u64 * self.config.tick_ms;
+        let timeout_ms = self.config.election_ticks as u64 * self.config.tick_ms;
+        for to in self.peers.due_greetings(now.monotonic_ms, heartbeat_ms) {
+            out.effects.envelopes.push((Lane::Control, Envelope::alive(node, to, self.life)));
+        }
+        for dead in self.peers.newly_dead(now.monotonic_ms, timeout_ms) {
+            for at in 0..self.slots.len() {
+                if let Some(slot) = self.slots[at].as_mut() {
+                    slot.group.node_died(dead);
+                }
+            }
+        }
+    }
+
     fn advance(&mut self, at: usize, out: &mut Outputs<M>) {
         let Some(slot) = self.slots[at].as_mut() else { return };
         slot.is_touched = false;
         let first = out.effects.persists.len();
+        let first_envelope = out.effects.envelopes.len();
         slot.group.advance(&mut self.tokens, &mut out.effects);
-        for persist in &out.effects.persists[first..] {
-            self.waiting.insert(persist.token, persist.group);
+        for (_, envelope) in &out.effects.envelopes[first_envelope..] {
+            self.peers.said_to(envelope.to.node());
         }
         for (_, base) in std::mem::take(&mut out.effects.restored) {
             slot.machine.abandon(&mut out.answers);
-            match M::restore(&base.state) {
+            match restore(&base) {
                 Ok(machine) => slot.machine = machine,
-                Err(reason) => slot.group.stop(super::Fault::Machine(reason), &mut out.effects),
+                Err(reason) => {
+                    // The log that is there is worth more than a snapshot that nobody can use.
+                    out.effects.persists.truncate(first);
+                    slot.group.stop(super::Fault::Machine(reason), &mut out.effects);
+                }
             }
+        }
+        for persist in &out.effects.persists[first..] {
+            self.waiting.insert(persist.token, persist.group);
         }
         if slot.group.fault().is_none()
             && let Err(fault) = slot.machine.advance(&mut slot.group, &mut out.answers)
         {
             slot.group.stop(fault, &mut out.effects);
+        }
+        if slot.group.fault().is_some() {
+            // Nothing that is waited for will come.
+            slot.machine.abandon(&mut out.answers);
         }
         slot.group.trim(slot.machine.applied_index());
         Self::publish(slot, out);
@@ -478,10 +536,19 @@ impl<M: Machine> Shard<M> {
             committed_index,
             high_watermark,
             log_start: slot.machine.log_start(),
+            is_quiescent: group.is_quiescent(),
         };
         if slot.published != Some(published) {
             slot.published = Some(published);
             out.published.push(published);
         }
     }
+}
+
+/// The machine at a base, if the base holds one.
+fn restore<M: Machine>(base: &Base) -> Result<M, String> {
+    let machine = M::restore(&base.state)?;
+    let (index, found) = (base.tip.index, machine.applied_index());
+    let wrong = || format!("a snapshot at entry {index} holds the state after entry {found}");
+    (index == found).then_some(machine).ok_or_else(wrong)
 }

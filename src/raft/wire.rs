@@ -31,6 +31,10 @@ const MAGIC: &[u8; 4] = b"QPF1";
 const FRAME_BYTES: usize = 56;
 const ENVELOPE_BYTES: usize = 96;
 
+/// A payload that is less than this part of its frame is copied: whoever keeps it would keep the
+/// whole frame in memory, and a quiet group keeps its last entries for long.
+const SHARED_PARTS_MAX: usize = 16;
+
 const REJECT: u8 = 1;
 const TRANSFER: u8 = 2;
 const READ: u8 = 4;
@@ -260,7 +264,8 @@ impl Decoder<'_> {
         if body_crc(seed, &payload) != crc {
             return Err(FrameError::Payload);
         }
-        Ok(payload)
+        let is_small = payload.len() < self.bytes.len() / SHARED_PARTS_MAX;
+        Ok(if is_small { Bytes::copy_from_slice(&payload) } else { payload })
     }
 
     fn envelope(&mut self) -> Result<Envelope, FrameError> {

@@ -17,7 +17,7 @@ use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
 use uuid::Uuid;
 
 pub const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC1));
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The partition with this number.
 pub fn partition(n: u128) -> LogId {

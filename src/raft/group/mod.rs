@@ -19,6 +19,7 @@
 //! * **A leader that is no voter any more steps down** when it applies the change.
 
 mod propose;
+mod quiescence;
 mod ready;
 mod receive;
 mod tick;
@@ -171,6 +172,12 @@ pub struct Group {
     snapshots_since: BTreeMap<u64, u64>,
     ticks: u64,
     last_busy_tick: u64,
+    /// Time stands still: see `quiescence`.
+    is_quiescent: bool,
+    /// The commit index is to be recorded with the next [`Self::advance`].
+    is_commit_due: bool,
+    /// What was said between two calls of [`Self::advance`].
+    outbox: Vec<(Lane, Envelope)>,
     seed: u64,
     /// What the present election timeout was drawn for.
     drawn_for: (u64, StateRole, u64),
@@ -225,6 +232,9 @@ impl Group {
             snapshots_since: BTreeMap::new(),
             ticks: 0,
             last_busy_tick: 0,
+            is_quiescent: false,
+            is_commit_due: false,
+            outbox: Vec::new(),
             seed,
             drawn_for: (u64::MAX, StateRole::Follower, 0),
             draws: 0,

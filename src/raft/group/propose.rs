@@ -1,5 +1,7 @@
 //! What callers ask of a leader.
 
+use std::collections::BTreeSet;
+
 use ::raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
 
 use super::super::error::NotProposed;
@@ -62,7 +64,7 @@ impl Group {
         {
             return Err(NotProposed::ChangePending);
         }
-        if !self.leaves_a_voter(change) {
+        if !self.is_possible(change) {
             return Err(NotProposed::NoVoters);
         }
         let entry = self.link(Draft::new(Kind::Membership, change.encode()), now_ms);
@@ -72,10 +74,13 @@ impl Group {
         Ok(entry)
     }
 
-    /// True if a change leaves voters, in a set that its bytes can hold.
-    fn leaves_a_voter(&self, change: &Change) -> bool {
-        let Change::EnterJoint(operations) = change else {
-            return true;
+    /// True if every replica can follow the change: it names replicas, it leaves voters, and a
+    /// membership can hold the outcome. What is in the log cannot be refused any more.
+    fn is_possible(&self, change: &Change) -> bool {
+        let operations = match change {
+            Change::Single(operation) => std::slice::from_ref(operation),
+            Change::EnterJoint(operations) => operations,
+            Change::Leave => return true,
         };
         let mut voters = self.membership.voters.clone();
         for operation in operations {
@@ -84,7 +89,11 @@ impl Group {
                 voters.push(*id);
             }
         }
-        !voters.is_empty() && voters.len() + operations.len() <= REPLICAS_MAX
+        let named = || operations.iter().map(|operation| operation.replica());
+        let all: BTreeSet<_> = self.membership.all().chain(named()).collect();
+        let is_named = !operations.is_empty() && named().all(|id| id.0 != 0);
+        let is_small = all.len() <= REPLICAS_MAX && operations.len() <= REPLICAS_MAX;
+        is_named && is_small && !voters.is_empty()
     }
 
     /// Makes the entry that comes next.
@@ -109,6 +118,7 @@ impl Group {
         let (index, last_index) = (entry.header.index, self.last_index());
         assert_eq!(index, last_index, "{}: the proposal is the last entry", self.id);
         self.last_busy_tick = self.ticks;
+        self.wake();
         self.proposed.push_back(entry);
     }
 

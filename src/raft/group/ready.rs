@@ -5,7 +5,7 @@ use ::raft::eraftpb::{Entry as RaftEntry, EntryType, Message, MessageType};
 use bytes::Bytes;
 
 use super::super::effects::{ColdRead, Effects, Fault, Persist, Step};
-use super::super::envelope::{Envelope, Lane, SnapshotBody};
+use super::super::envelope::{Envelope, Lane, MessageKind, SnapshotBody};
 use super::super::hard_state::HardState;
 use super::super::log_view::from_raft;
 use super::super::membership::{Change, Membership};
@@ -17,6 +17,8 @@ use crate::storage::{Entry, FactKind, Kind, Tip};
 const COMMIT_RECORD_TICKS: u64 = 10;
 /// Waiting readers of the same entries; more of them ask again.
 const CONTEXTS_MAX: usize = 8;
+/// Messages that wait for one sync.
+const HELD_MAX: usize = 512;
 
 impl Group {
     /// Follows up on everything that has happened, and says what is to be done. `tokens` numbers
@@ -36,6 +38,7 @@ impl Group {
                 self.stop(fault, effects);
             }
         }
+        effects.envelopes.append(&mut self.outbox);
         self.record_commit(*tokens, &mut steps);
         if !steps.is_empty() && self.fault.is_none() {
             let is_synced = steps.iter().any(|step| step.needs_sync(self.durability));
@@ -75,7 +78,7 @@ impl Group {
         let mut ready = self.node.ready();
         let mark = steps.len();
         let restores = self.take_snapshot(&ready, steps, effects)?;
-        self.take_entries(&mut ready, steps)?;
+        let is_cut = self.take_entries(&mut ready, steps)?;
         let has_vote = self.take_hard_state(&ready, steps);
         let reads = ready.take_read_states().into_iter();
         self.reads.extend(reads.filter_map(|read| {
@@ -96,6 +99,9 @@ impl Group {
         let is_writing = steps.len() > mark;
         if is_writing {
             self.open_pass(token, has_vote, restores);
+            if is_cut || restores.is_some() {
+                self.join_passes();
+            }
         }
         if planted(Bug::SendOutOfOrder) && !is_writing {
             effects.envelopes.append(&mut held);
@@ -121,12 +127,29 @@ impl Group {
         pass.restores = pass.restores.or(restores);
     }
 
+    /// Lets what was handed out before a cut wait for the cut. The library knows what was stored by
+    /// index and term: entries that were cut off and came back would count as stored before they
+    /// are written again.
+    fn join_passes(&mut self) {
+        let mut last = self.passes.pop_back().expect("a cut is in a pass");
+        let mut held = Vec::new();
+        for pass in self.passes.drain(..) {
+            hold(&mut held, pass.held);
+            last.has_vote |= pass.has_vote;
+            last.restores = last.restores.or(pass.restores);
+            last.since_tick = last.since_tick.min(pass.since_tick);
+        }
+        hold(&mut held, std::mem::take(&mut last.held));
+        last.held = held;
+        self.passes.push_back(last);
+    }
+
     /// Lets a ready and its messages wait for all that was handed out before them.
     fn wait(&mut self, ready: u64, held: Vec<(Lane, Envelope)>, effects: &mut Effects) {
         match self.passes.back_mut() {
             Some(pass) => {
                 pass.ready = ready;
-                pass.held.extend(held);
+                hold(&mut pass.held, held);
             }
             None => self.complete(ready, held, effects),
         }
@@ -135,7 +158,7 @@ impl Group {
     /// Sends a leader's messages, unless its term and vote are not durable.
     fn send_or_hold(&mut self, envelopes: Vec<(Lane, Envelope)>, effects: &mut Effects) {
         match self.passes.iter_mut().rev().find(|pass| pass.has_vote) {
-            Some(pass) if !planted(Bug::LeadBeforeTermDurable) => pass.held.extend(envelopes),
+            Some(pass) if !planted(Bug::LeadBeforeTermDurable) => hold(&mut pass.held, envelopes),
             _ => effects.envelopes.extend(envelopes),
         }
     }
@@ -156,19 +179,22 @@ impl Group {
         self.node.mut_store().reset(base.tip);
         self.is_restoring = true;
         self.membership = membership.clone();
+        steps.retain(Step::outlives_reset);
         steps.push(Step::Reset { base: base.clone(), membership: membership.clone() });
         steps.push(Step::Record(FactKind::Membership, membership.encode()));
         effects.restored.push((self.id, base));
         Ok(Some(index))
     }
 
-    fn take_entries(&mut self, ready: &mut Ready, steps: &mut Vec<Step>) -> Result<(), Fault> {
+    /// Hands out entries; true if others had to go for them.
+    fn take_entries(&mut self, ready: &mut Ready, steps: &mut Vec<Step>) -> Result<bool, Fault> {
         let raft = ready.take_entries();
         let Some(first) = raft.first() else {
-            return Ok(());
+            return Ok(false);
         };
         let (first_index, tip) = (first.index, self.view().tip());
-        if first_index <= tip.index {
+        let is_cut = first_index <= tip.index;
+        if is_cut {
             let committed_index = self.committed();
             assert!(
                 first_index > self.recorded.commit,
@@ -185,7 +211,7 @@ impl Group {
         let entries = link_no_ops(self.view().tip(), entries);
         self.node.mut_store().append(&entries).map_err(Fault::Diverged)?;
         steps.push(Step::Append(entries));
-        Ok(())
+        Ok(is_cut)
     }
 
     /// The entry that a raft entry stands for: a proposal of ours, one that came with its header,
@@ -242,8 +268,9 @@ impl Group {
     /// what was applied before. Nothing depends on it, so nothing waits for it.
     fn record_commit(&mut self, token: u64, steps: &mut Vec<Step>) {
         let commit = self.recordable();
-        let is_due =
-            self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) && commit > self.recorded.commit;
+        let is_time = self.ticks.is_multiple_of(COMMIT_RECORD_TICKS) || self.is_commit_due;
+        let is_due = is_time && commit > self.recorded.commit;
+        self.is_commit_due = false;
         let is_own_pass = self.passes.back().is_some_and(|pass| pass.token == token);
         if is_due && !is_own_pass && steps.is_empty() && self.is_running() {
             let HardState { term, vote, .. } = self.recorded;
@@ -363,6 +390,20 @@ impl Group {
             effects.bases.push(self.id);
         }
     }
+}
+
+/// Lets messages wait. While a disk is full others go on asking for days: of answers to heartbeats
+/// the last one says all, and whatever else is too much is lost, the oldest first.
+fn hold(held: &mut Vec<(Lane, Envelope)>, more: Vec<(Lane, Envelope)>) {
+    for (lane, envelope) in more {
+        if envelope.kind == MessageKind::HeartbeatResponse {
+            let (kind, to) = (envelope.kind, envelope.to);
+            held.retain(|(_, earlier)| (earlier.kind, earlier.to) != (kind, to));
+        }
+        held.push((lane, envelope));
+    }
+    let excess = held.len().saturating_sub(HELD_MAX);
+    held.drain(..excess);
 }
 
 /// Completes the no-ops among `entries`, which follow `tip`: everything about them follows from

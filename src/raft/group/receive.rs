@@ -24,11 +24,22 @@ impl Group {
         }
         self.check(&envelope)?;
         let kind = envelope.kind;
-        if kind == MessageKind::TimeoutNow && !self.knows_voters() {
+        if kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Err(Dropped::Busy);
+        }
+        if kind == MessageKind::Quiesce {
+            self.follow_to_sleep(&envelope);
+            return Ok(());
         }
         if !matches!(kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse) {
             self.last_busy_tick = self.ticks;
+        }
+        // An answer to what a leader said before it went to sleep is no reason to wake up.
+        let is_late_answer = envelope.term == self.term()
+            && !envelope.is_reject
+            && matches!(kind, MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
+        if !is_late_answer {
+            self.wake();
         }
         self.check_history(&envelope)?;
         let message = envelope.into_raft().ok_or(Dropped::OutOfRange)?;
@@ -49,6 +60,10 @@ impl Group {
             return Err(Dropped::FutureTerm);
         }
         let is_in_range = match envelope.kind {
+            // The library has every entry that there is not for one of term 0.
+            MessageKind::Append => {
+                envelope.index < u64::MAX && (envelope.log_term == 0) == (envelope.index == 0)
+            }
             MessageKind::Heartbeat => envelope.commit <= last_index,
             MessageKind::AppendResponse => {
                 envelope.index <= last_index && envelope.reject_hint <= envelope.index
@@ -69,8 +84,7 @@ impl Group {
             return Ok(());
         }
         let (log, start) = (&self.node.raft.raft_log, self.start());
-        let is_other = |entry: &&Entry| {
-            let EntryHeader { index, term, .. } = entry.header;
+        let is_other = |&(index, term): &(u64, u64)| {
             if index < start.index {
                 // Terms only grow: this log had none as high as this so early.
                 return term > start.term;
@@ -78,13 +92,8 @@ impl Group {
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
         let before = (envelope.index, envelope.log_term);
-        let (committed, is_known) = (log.committed, envelope.index >= start.index);
-        let departs =
-            is_known && envelope.index <= committed && !log.match_term(before.0, before.1);
-        let other = envelope.entries.iter().find(is_other).map(|other| other.header);
-        // What comes before the entries is the further back.
-        let other = departs.then_some(before).or(other.map(|other| (other.index, other.term)));
-        let Some((index, found)) = other else {
+        let entries = envelope.entries.iter().map(|entry| (entry.header.index, entry.header.term));
+        let Some((index, found)) = std::iter::once(before).chain(entries).find(is_other) else {
             return Ok(());
         };
         self.pending_fault = Some(Fault::Diverged(Divergence::Committed { index, found }));
@@ -94,7 +103,8 @@ impl Group {
     fn is_good_snapshot(&self, envelope: &Envelope) -> bool {
         let body = SnapshotBody::decode(envelope.body.clone());
         body.is_some_and(|body| {
-            body.membership.contains(self.replica) && body.base.tip.term <= envelope.term
+            let terms = 1..=envelope.term;
+            body.membership.contains(self.replica) && terms.contains(&body.base.tip.term)
         })
     }
 
@@ -134,7 +144,14 @@ impl Group {
         if entries.is_empty() || !self.is_running() {
             return;
         }
-        self.node.mut_store().offer(first_index, entries);
+        // Entries may have been replaced since they were asked for.
+        let log = &self.node.raft.raft_log;
+        let is_ours = |entry: &&Entry| {
+            let EntryHeader { index, term, .. } = entry.header;
+            log.term(index).is_ok_and(|known| known == term)
+        };
+        let count = entries.iter().take_while(is_ours).count();
+        self.node.mut_store().offer(first_index, &entries[..count]);
         contexts.into_iter().for_each(|context| self.node.on_entries_fetched(context));
         self.node.mut_store().end_offer();
     }

@@ -11,7 +11,7 @@ impl Group {
     /// Lets one tick pass.
     pub fn tick(&mut self, now_ms: i64) {
         self.ticks += 1;
-        if !self.is_running() {
+        if !self.is_running() || self.is_quiescent {
             return;
         }
         if self.role() == Role::Leader {
@@ -32,7 +32,7 @@ impl Group {
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
     /// wait for them anyway, and a sole voter would lead before it has them.
-    fn may_campaign(&mut self) -> bool {
+    pub(super) fn may_campaign(&mut self) -> bool {
         let is_stored = self.persisted() == self.last_index();
         self.knows_voters() && is_stored
     }
@@ -48,6 +48,7 @@ impl Group {
         if self.ticks - oldest >= self.config.slow_disk_ticks {
             self.incidents.slow_disk_hand_overs += u64::from(self.hand_over());
         }
+        self.try_quiesce();
     }
 
     /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it

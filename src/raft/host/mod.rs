@@ -17,6 +17,7 @@ mod turn;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -25,7 +26,7 @@ use self::counts::Counters;
 pub use self::counts::Counts;
 use self::turn::{ColdJob, Turn};
 use super::config::Config;
-use super::envelope::{Envelope, Lane};
+use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::NotProposed;
 use super::group::mix;
 use super::machine::Machine;
@@ -152,8 +153,10 @@ where
         let syncer = Arc::new(dir.start_syncer(Box::new(report_to(doors.clone()))));
         let (cold, jobs) = sync_channel(COLD_INBOX_MAX);
         let readers = start_readers(config.readers, jobs, &doors);
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let life = mix(config.seed ^ since_1970.map_or(0, |elapsed| elapsed.as_nanos() as u64));
         let start = |(n, inbox): (usize, Receiver<Mail<M>>)| {
-            let turn = Turn::new(n, &config, &dir, &syncer, &counters, cold.clone(), inbox);
+            let turn = Turn::new((n, life), &config, &dir, &syncer, &counters, cold.clone(), inbox);
             let name = format!("quipu-shard-{n}");
             let spawned = thread::Builder::new().name(name).spawn(move || turn.run());
             spawned.expect("the system starts a thread")
@@ -249,6 +252,10 @@ where
         let envelopes = envelopes.inspect_err(|_| self.counters.frame_refused())?;
         let mut bundles: Vec<Vec<Envelope>> = self.doors.iter().map(|_| Vec::new()).collect();
         for envelope in envelopes {
+            if envelope.kind == MessageKind::Alive {
+                bundles.iter_mut().for_each(|bundle| bundle.push(envelope.clone()));
+                continue;
+            }
             bundles[shard_of(envelope.group, self.doors.len())].push(envelope);
         }
         for (door, bundle) in self.doors.iter().zip(bundles) {

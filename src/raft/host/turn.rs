@@ -83,7 +83,7 @@ pub(super) struct Turn<M: Machine> {
 
 impl<M: Machine> Turn<M> {
     pub(super) fn new(
-        number: usize,
+        (number, life): (usize, u64),
         config: &HostConfig,
         dir: &Arc<DataDir>,
         syncer: &SharedSyncer,
@@ -93,12 +93,9 @@ impl<M: Machine> Turn<M> {
     ) -> Self {
         let started = Instant::now();
         let first_token = (number as u64) << TOKEN_BITS | 1;
-        let shard = Shard::with_tokens_from(
-            config.raft.clone(),
-            config.seed ^ number as u64,
-            now(started),
-            first_token,
-        );
+        let seed = config.seed ^ (number as u64) << 32;
+        let (raft, now) = (config.raft.clone(), now(started));
+        let shard = Shard::one_of_many(raft, seed, now, life, first_token);
         Self {
             config: config.clone(),
             number,
