@@ -149,6 +149,16 @@ impl Leading {
     }
 }
 
+/// Somebody who is told something that only a leader knows.
+#[derive(Debug)]
+struct Read {
+    ticket: Ticket,
+    /// What must be applied before.
+    index: u64,
+    /// Why the batch is not stored; `None` for who asked how far the log is.
+    refusal: Option<Refusal>,
+}
+
 /// One replica of one partition, beside its Raft group.
 #[derive(Debug)]
 pub struct Replica {
@@ -160,10 +170,10 @@ pub struct Replica {
     storing: Pending<Response>,
     /// Those who wait for what the state machine makes of an entry.
     applying: Pending<()>,
-    /// Those who asked how far the log is, by the number of their read.
-    barriers: Vec<(u64, Ticket)>,
-    /// Reads that are confirmed, each with the index that must be applied.
-    confirmed: Vec<(u64, Ticket)>,
+    /// Those whose answer rests on this replica's leading, by the number of their read.
+    barriers: Vec<(u64, Read)>,
+    /// Reads that are confirmed.
+    confirmed: Vec<Read>,
     next_read: u64,
 }
 
@@ -211,6 +221,12 @@ impl Replica {
         };
         let admission = leading.in_flight.check(self.state.producers(), &batch.submission());
         let (index, promised) = match admission {
+            Admission::Answer(Err(refusal))
+            | Admission::AnswerAfter { answer: Err(refusal), .. }
+                if !planted(Bug::RefusedUnasked) =>
+            {
+                return self.refuse(ticket, refusal, group);
+            }
             Admission::Answer(now) => return Some(answer(now)),
             Admission::AnswerAfter { index, answer: then } => (index, answer(then)),
             Admission::Append => match propose(leading, batch.into_draft(), group, now) {
@@ -258,12 +274,24 @@ impl Replica {
         if !self.leading.as_ref().is_some_and(|leading| leading.is_good(group)) {
             return Some(not_leader(group));
         }
+        self.ask_others(Read { ticket, index: 0, refusal: None }, group)
+    }
+
+    /// Refuses a batch once it is sure that this is what the log says: another leader may have
+    /// heard more of the producer, and this one not yet of its end.
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal, group: &mut Group) -> Option<Response> {
+        let index = group.last_index();
+        self.ask_others(Read { ticket, index, refusal: Some(refusal) }, group)
+    }
+
+    /// Lets a question wait until a majority has said that this replica still leads.
+    fn ask_others(&mut self, read: Read, group: &mut Group) -> Option<Response> {
         let number = self.next_read;
         self.next_read += 1;
         if group.read_index(number).is_err() {
             return Some(not_leader(group));
         }
-        self.barriers.push((number, ticket));
+        self.barriers.push((number, read));
         None
     }
 
@@ -333,15 +361,15 @@ impl Replica {
             assert!(index <= committed, "a read waits for {index}, {committed} are committed");
             let of = self.barriers.iter().position(|(waiting, _)| *waiting == number);
             if let Some(at) = of {
-                let (_, ticket) = self.barriers.swap_remove(at);
-                self.confirmed.push((index, ticket));
+                let (_, read) = self.barriers.swap_remove(at);
+                self.confirmed.push(Read { index: read.index.max(index), ..read });
             }
         }
         let applied = self.state.applied_index();
         let high_watermark = group.tip_at(group.committed()).map_or(0, |tip| tip.end_offset);
-        let is_ready = |(index, _): &mut (u64, Ticket)| *index <= applied;
-        for (_, ticket) in self.confirmed.extract_if(.., is_ready) {
-            answers.push((ticket, Response::Barrier { high_watermark }));
+        for read in self.confirmed.extract_if(.., |read| read.index <= applied) {
+            let barrier = Response::Barrier { high_watermark };
+            answers.push((read.ticket, read.refusal.map_or(barrier, Response::Refused)));
         }
     }
 }
@@ -415,9 +443,10 @@ impl Machine for Replica {
         let waiting = committing.drain().chain(self.storing.drain()).map(|w| w.ticket);
         let waiting = waiting.chain(self.applying.drain().map(|w| w.ticket));
         answers.extend(waiting.map(|ticket| (ticket, Response::Unknown)));
-        let reads = self.barriers.drain(..).chain(self.confirmed.drain(..));
+        let barriers = self.barriers.drain(..).map(|(_, read)| read);
+        let reads = barriers.chain(self.confirmed.drain(..));
         // A question changes nothing, so that its outcome is known: there is none.
-        answers.extend(reads.map(|(_, ticket)| (ticket, Response::NotLeader { leader: None })));
+        answers.extend(reads.map(|read| (read.ticket, Response::NotLeader { leader: None })));
     }
 
     fn unknown_group() -> Response {

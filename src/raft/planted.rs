@@ -68,13 +68,15 @@ pub enum Bug {
     FollowerReadsBeforeWritten,
     /// Appends that the library put together are sent as they are.
     AppendNotMended,
+    /// A leader refuses a batch without asking whether it still leads.
+    RefusedUnasked,
     /// A snapshot's checksum does not say of which group it is.
     SnapshotOfAnyGroup,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::SendBeforeDurable,
         Self::SendOutOfOrder,
         Self::VoteBeforeDurable,
@@ -106,6 +108,7 @@ impl Bug {
         Self::LeavingLeaderLeaves,
         Self::FollowerReadsBeforeWritten,
         Self::AppendNotMended,
+        Self::RefusedUnasked,
         Self::SnapshotOfAnyGroup,
     ];
 }

@@ -205,6 +205,10 @@ impl World {
         );
         self.tally.add("rewound-in-memory-class", 1);
         let node = self.nodes.get_mut(&id).expect("the node exists");
+        if node.live.is_none() {
+            // The disk failed over another one.
+            return;
+        }
         match node.rewind(group, index, Durability::Memory) {
             Ok(()) => self.wake(id, 0),
             Err(error) => self.fail_stop(id, &error),

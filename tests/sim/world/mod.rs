@@ -434,6 +434,9 @@ impl World {
         for (group, fault) in std::mem::take(&mut out.effects.faults) {
             self.rewind(id, group, &fault);
         }
+        if self.nodes[&id].live.is_none() {
+            return;
+        }
         for (reason, count) in &out.dropped {
             self.tally.add(dropped_name(*reason), *count);
         }
