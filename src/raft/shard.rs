@@ -463,7 +463,9 @@ impl<M: Machine> Shard<M> {
         let Some(node) = self.node else { return };
         let heartbeat_ms = self.config.heartbeat_ticks as u64 * self.config.tick_ms;
         let timeout_ms = self.config.election_ticks as u64 * self.config.tick_ms;
-        for to in self.peers.due_greetings(now.monotonic_ms, heartbeat_ms) {
+        let greeted = self.peers.due_greetings(now.monotonic_ms, heartbeat_ms).into_iter();
+        // Two replicas of a group can be on one node while one of them is being replaced.
+        for to in greeted.filter(|to| *to != node) {
             out.effects.envelopes.push((Lane::Control, Envelope::alive(node, to, self.life)));
         }
         for dead in self.peers.newly_dead(now.monotonic_ms, timeout_ms) {
