@@ -114,7 +114,15 @@ impl Group {
     /// Takes entries that were read for followers; none if they could not be read.
     pub fn fetched(&mut self, first_index: u64, entries: &[Entry]) {
         let contexts = self.fetching.remove(&first_index).unwrap_or_default();
-        if entries.is_empty() || !self.is_running() {
+        if !self.is_running() {
+            return;
+        }
+        if entries.is_empty() {
+            let is_kept = first_index > self.start().index && first_index <= self.persisted();
+            if is_kept && self.role() == Role::Leader {
+                // This log is damaged. Who waits for it gets the entries from another leader.
+                self.hand_over(first_index);
+            }
             return;
         }
         // Entries may have been replaced since they were asked for.

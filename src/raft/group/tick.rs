@@ -45,7 +45,7 @@ impl Group {
         }
         let oldest = self.passes.front().map_or(self.ticks, |pass| pass.since_tick);
         if self.ticks - oldest >= self.config.slow_disk_ticks {
-            self.hand_over();
+            self.hand_over(0);
         }
     }
 
@@ -56,7 +56,7 @@ impl Group {
             // A refusal is tried again with the next tick.
             let _ = self.propose_step(&Change::Leave, now_ms);
         } else {
-            self.hand_over();
+            self.hand_over(0);
         }
     }
 
@@ -75,14 +75,15 @@ impl Group {
         }
     }
 
-    /// Gives leadership to the voter that is furthest.
-    fn hand_over(&mut self) {
+    /// Gives leadership to the voter that is furthest, if it has the entries up to `index_min`.
+    pub(super) fn hand_over(&mut self, index_min: u64) {
         if self.node.raft.lead_transferee.is_some() {
             return;
         }
         let is_candidate = |id: u64, progress: &Progress| {
             let id = ReplicaId(id);
-            id != self.replica && progress.recent_active && self.membership.voters.contains(&id)
+            let is_able = progress.recent_active && progress.matched >= index_min;
+            id != self.replica && is_able && self.membership.voters.contains(&id)
         };
         let others = self.node.raft.prs().iter().filter(|(id, p)| is_candidate(**id, p));
         if let Some((id, _)) = others.max_by_key(|(id, progress)| (progress.matched, **id)) {
