@@ -64,9 +64,18 @@ impl Group {
     /// Stops the replica if its leader has another entry where one is committed. That happens only
     /// when a majority lost what it had acknowledged: to a power cut, with [`Durability::Memory`].
     fn check_history(&mut self, envelope: &Envelope) -> Result<(), Dropped> {
-        if envelope.kind != MessageKind::Append || envelope.term < self.term() {
+        if envelope.term < self.term() {
             return Ok(());
         }
+        let before = match envelope.kind {
+            MessageKind::Append => (envelope.index, envelope.log_term),
+            MessageKind::Snapshot => {
+                let body = SnapshotBody::decode(envelope.body.clone());
+                let tip = body.ok_or(Dropped::OutOfRange)?.base.tip;
+                (tip.index, tip.term)
+            }
+            _ => return Ok(()),
+        };
         let (log, start) = (&self.node.raft.raft_log, self.start());
         let is_other = |&(index, term): &(u64, u64)| {
             if index < start.index {
@@ -75,7 +84,6 @@ impl Group {
             }
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
-        let before = (envelope.index, envelope.log_term);
         let entries = envelope.entries.iter().map(|entry| (entry.header.index, entry.header.term));
         let Some((index, found)) = std::iter::once(before).chain(entries).find(is_other) else {
             return Ok(());
