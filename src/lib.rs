@@ -10,8 +10,8 @@
 //! | module | what it owns | what it must not know |
 //! |---|---|---|
 //! | `cli` | the command line | how bytes are stored |
-//! | [`partition`] | what a log says about producers and groups; who waits for answers | files, networks |
-//! | [`raft`] | elections, replication, the replica set; the threads of a node | payloads, networks |
+//! | [`partition`] | what a log says of producers and groups; who waits for it | files, networks |
+//! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |
 //! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
 //! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
 //! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
@@ -27,7 +27,7 @@
 //!   was appended to a new segment and not yet synced does not survive a mere kill of the process.
 //! * **The durable watermark decides recovery**, not the presence of intact entries behind a bad
 //!   spot: see `storage/recovery.rs`.
-//! * **A cut is a new segment.** Truncating a suffix and cutting a torn tail both leave the old file
+//! * **A cut is a new segment.** Truncating a suffix and cutting a torn tail leave the old file
 //!   alone and continue in a new one with a new salt and a higher generation. Slices that readers
 //!   hold stay true, stale frames never link up again, and the new file's name is the one durable
 //!   record of the cut.
@@ -40,10 +40,10 @@
 //! * **The Raft library never sees a file.** It reads terms and a tail of entries from memory; what
 //!   a follower far behind needs is read elsewhere and handed in. So the same code runs in a
 //!   simulation, a whole cluster on one thread.
-//! * **An append is acknowledged when it is committed, not when it is applied.** Its offset is known
-//!   when the leader lets it in, and the leader's own disk may be the slower one. What a command
-//!   came to is known when it is applied, which waits for the leader's disk: segments that are still
-//!   to be begun need the state at their start.
+//! * **An append is acknowledged when it is committed, not when it is applied.** Its offset is
+//!   known when the leader lets it in, and the leader's own disk may be the slower one. What a
+//!   command came to is known when it is applied, which waits for the leader's disk: segments that
+//!   are still to be begun need the state at their start.
 //! * **Idle groups sleep.** A leader whose followers have everything lets all of them stop ticking;
 //!   nodes tell each other that they are alive, once for all groups. Ten thousand idle groups then
 //!   cost less than half a percent of a core instead of eleven.

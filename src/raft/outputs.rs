@@ -105,6 +105,7 @@ impl<M: Machine> Outputs<M> {
                 }
                 bytes += more;
             }
+            assert!(first < envelopes.len(), "nothing is left of {} envelopes", envelopes.len());
             frames.push((to, lane, Frame::encode(&route, &envelopes[first..])));
         }
         frames

@@ -286,6 +286,12 @@ impl<M: Machine> Host<M> {
     }
 
     fn end(&mut self) {
+        assert!(
+            self.doors.is_empty() || self.doors.len() == self.threads.len(),
+            "{} shards have {} threads",
+            self.doors.len(),
+            self.threads.len()
+        );
         for door in self.doors.drain(..) {
             // A shard that is gone already needs no telling.
             let _ = door.send(Mail::Stop);
