@@ -111,6 +111,9 @@ impl Disk {
         assert!(index > 0, "{group}: entry {index} is taken back, entries count from 1");
         let mut hard_state = hard_state_of(&self.dir, group)?;
         hard_state.commit = hard_state.commit.min(index - 1);
+        // The leader counts on what it was told of these entries, or of a snapshot that seemed old.
+        // A later term makes it ask again.
+        (hard_state.term, hard_state.vote) = (hard_state.term + 1, 0);
         let (kind, value) = (FactKind::HardState, Some(hard_state.encode()));
         self.dir.journal().record(&[Change { log: group, kind, value }])?;
         if index > log.reader().first_index() {

@@ -228,6 +228,12 @@ impl Live {
             Case::Whole => {}
             case => panic!("{group} comes back with {case:?}"),
         }
+        let log = self.disk.log(group).expect("a log that was opened is there");
+        let (tip, synced, term) = (log.tip(), log.synced_index(), boot.hard_state.term);
+        assert!(
+            synced >= tip.index && term >= tip.term,
+            "{group} starts at {tip:?} with {synced} on disk in term {term}"
+        );
         self.inputs.push(Input::Open(Box::new(boot), machine));
         Ok(())
     }

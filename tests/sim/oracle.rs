@@ -116,7 +116,13 @@ impl Oracle {
     }
 
     /// How often a change of voters was ended by another leader than the one that began it.
-    pub fn joints_left_by_others(&self, group: LogId) -> u64 {
+    ///
+    /// Nobody ends one who has no part in what comes after: `stays` says who has, after an index.
+    pub fn joints_left_by_others(
+        &self,
+        group: LogId,
+        stays: impl Fn(u64, ReplicaId) -> bool,
+    ) -> u64 {
         let mut entered_in = None;
         let mut count = 0;
         for settled in self.settled_of(group) {
@@ -127,6 +133,12 @@ impl Oracle {
                 }
                 Some([_, LEAVE, ..]) if settled.header.kind == Kind::Membership => {
                     let leader = |term| self.leaders.get(&(group, term));
+                    let index = settled.header.index;
+                    assert!(
+                        leader(term).is_none_or(|leader| stays(index, *leader)),
+                        "{group}: {:?} is to go and ends the change at {index}",
+                        leader(term)
+                    );
                     let is_other = entered_in.is_some_and(|before| leader(before) != leader(term));
                     count += u64::from(is_other);
                 }

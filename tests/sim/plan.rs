@@ -37,6 +37,8 @@ pub struct Plan {
     pub retention_bytes: Option<u64>,
     /// In the end a minority of the nodes stays down, and the others must go on.
     pub is_core: bool,
+    /// Longest time that most faults last, in milliseconds.
+    pub fault_ms_max: u64,
 }
 
 /// A fault, or something that an operator does.
@@ -99,7 +101,7 @@ impl Plan {
         let mut up_to = |max: u64| if is_calm { 0 } else { rng.below(max + 1) };
         let (lost, doubled, damaged) = (up_to(150), up_to(150), up_to(10));
         let hostile = if rng.chance(500) { rng.between(1, 30) } else { 0 };
-        Self {
+        let mut plan = Self {
             nodes: if rng.chance(300) { 5 } else { 3 },
             groups: rng.between(1, 4),
             durability,
@@ -118,6 +120,29 @@ impl Plan {
             read_every_ms: rng.between(5, 60),
             retention_bytes: rng.chance(500).then(|| rng.between(8, 40) * 1024),
             is_core: rng.chance(350),
+            fault_ms_max: 2_000,
+        };
+        if rng.chance(120) {
+            plan.make_stormy(&mut rng);
+        }
+        plan
+    }
+
+    /// Power cuts and elections follow one another so fast that disks hardly keep up: what was sent
+    /// too early comes to light.
+    fn make_stormy(&mut self, rng: &mut Rng) {
+        self.fault_every_ms = rng.between(20, 120);
+        self.fault_ms_max = 150;
+        self.sync_us = 60_000;
+        self.faults_ms = 4_000;
+        for (fault, weight) in &mut self.weights {
+            *weight = match fault {
+                Mischief::PowerCut => 12,
+                Mischief::Crash | Mischief::Transfer => 4,
+                Mischief::PowerCutOfAll | Mischief::SlowDisk => 2,
+                Mischief::Change => (*weight).min(2),
+                _ => 0,
+            };
         }
     }
 

@@ -135,7 +135,11 @@ impl World {
                 let committed = progress.and_then(|g| g.position.as_ref()).map(|p| p.offset);
                 self.clients.check_progress(group, committed);
             }
-            let left = self.oracle.joints_left_by_others(group);
+            let stays = |index, leader| {
+                let after = self.memberships.get(&(group, index));
+                after.is_none_or(|membership| membership.voters.contains(&leader))
+            };
+            let left = self.oracle.joints_left_by_others(group, stays);
             self.tally.add("joint-left-by-another-leader", left);
         }
         self.tally.merge(&self.clients.tally);

@@ -30,7 +30,7 @@ impl World {
 
     fn inflict(&mut self, fault: Mischief) {
         let id = NodeId(self.rng.between(1, self.plan.nodes));
-        let long_us = self.rng.between(20, 2_000) * 1000;
+        let long_us = self.rng.between(20, self.plan.fault_ms_max) * 1000;
         let time_us = self.time_us;
         match fault {
             Mischief::Crash => self.take_down(id, long_us, false),
@@ -38,7 +38,7 @@ impl World {
             Mischief::PowerCutOfAll => {
                 self.tally.add("power-cut-of-all", 1);
                 for id in self.nodes.keys().copied().collect::<Vec<_>>() {
-                    let down_us = self.rng.between(20, 600) * 1000;
+                    let down_us = self.rng.between(20, self.plan.fault_ms_max.min(600)) * 1000;
                     self.take_down(id, down_us, true);
                 }
             }

@@ -1,6 +1,7 @@
 //! The watch: what is looked at after each step of a node.
 
-use quipu::raft::{Durability, Group, Incidents, Membership, Role};
+use quipu::raft::{Durability, Group, HardState, Incidents, Membership, Role};
+use quipu::storage::{FactKind, Journal, Kind};
 use quipu::types::{LogId, NodeId};
 
 use super::World;
@@ -35,6 +36,10 @@ impl World {
         let machine = live.shard.machine(group).expect("a group has a machine");
         let applied_index = machine.state().applied_index();
         check_budget(found, applied_index);
+        check_standing(found);
+        if self.plan.durability == Durability::Fsync && self.time_us.is_multiple_of(4) {
+            check_recorded(found, live.disk.dir().journal());
+        }
         let before = self.seen.get(&(id, group)).copied().unwrap_or_default();
         let before = if before.life == node.life { before } else { Sighting::default() };
         let now = Sighting {
@@ -95,6 +100,33 @@ impl World {
         }
         self.memberships.insert(key, membership);
     }
+}
+
+/// Who leads has a vote, and who seeks election knows all voters but for one change at most.
+fn check_standing(group: &Group) {
+    let membership = group.membership();
+    let is_in = membership.is_voter(group.replica());
+    assert!(
+        group.role() != Role::Leader || is_in,
+        "{group:?} leads without a vote: {membership:?}"
+    );
+    if group.role() == Role::Candidate {
+        let unapplied = membership.index + 1..=group.last_index();
+        let unapplied = unapplied.filter_map(|index| group.entry(index));
+        let changes = unapplied.filter(|entry| entry.header.kind == Kind::Membership).count();
+        assert!(changes <= 1, "{group:?} seeks election, {changes} changes after {membership:?}");
+    }
+}
+
+/// What the journal says of a commit is about entries on this disk.
+fn check_recorded(group: &Group, journal: &Journal) {
+    let Some(bytes) = journal.get(group.id(), FactKind::HardState) else { return };
+    let recorded = HardState::decode(&bytes).expect("what was recorded can be read");
+    assert!(
+        recorded.commit <= group.persisted() && recorded.term <= group.term(),
+        "{group:?} has recorded {recorded:?}, {} are on disk",
+        group.persisted()
+    );
 }
 
 /// What is in memory beyond the budget is there because it is not applied.
