@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | group | `group` | one replica of one group: raft-rs, and the rules for driving it |
 //! | log view | `log_view` | the log as raft-rs sees it: terms, and the tail in memory |
-//! | shard | `shard`, `peers` | many groups with their state machines, stepped together |
+//! | shard | `shard`, `input`, `outputs`, `peers` | many groups, stepped together |
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
@@ -31,10 +31,12 @@ mod error;
 mod group;
 mod hard_state;
 mod host;
+mod input;
 mod log_view;
 mod machine;
 mod membership;
 mod open;
+mod outputs;
 mod peers;
 pub mod planted;
 mod shard;
@@ -48,9 +50,11 @@ pub use self::error::{Dropped, NotProposed};
 pub use self::group::{Boot, Draft, Durability, Group, Incidents, Role};
 pub use self::hard_state::{Checkpoint, HardState};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
+pub use self::input::Input;
 pub use self::log_view::{Base, Divergence, TermStart};
 pub use self::machine::{Answers, Machine, Now, Ticket};
 pub use self::membership::{Change, Membership, Operation, REPLICAS_MAX};
 pub use self::open::{OpenError, Opened, create_replica, open_replica};
-pub use self::shard::{Input, Outputs, Published, Shard};
+pub use self::outputs::{Outputs, Published};
+pub use self::shard::Shard;
 pub use self::wire::{Frame, FrameError, Route};

@@ -57,7 +57,8 @@ impl Peers {
         self.known.keys().copied().collect()
     }
 
-    /// Nodes that nothing came from for `timeout_ms`, or that have started anew, each reported once.
+    /// Nodes that nothing came from for `timeout_ms`, or that have started anew. Each is reported
+    /// once.
     pub(super) fn newly_dead(&mut self, now_ms: u64, timeout_ms: u64) -> Vec<NodeId> {
         let mut dead = Vec::new();
         for (node, peer) in &mut self.known {

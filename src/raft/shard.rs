@@ -11,190 +11,18 @@
 use std::collections::BTreeMap;
 
 use super::config::Config;
-use super::effects::Effects;
 use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::{Dropped, NotProposed};
 use super::group::{Boot, Group, Role, mix};
 use super::hard_state::Checkpoint;
+use super::input::Input;
 use super::log_view::Base;
-use super::machine::{Answers, Machine, Now, Ticket};
-use super::membership::{Membership, Operation};
+use super::machine::{Machine, Now, Ticket};
+use super::membership::Membership;
+use super::outputs::{Outputs, Published};
 use super::peers::Peers;
 use super::planted::{Bug, planted};
-use super::wire::{Frame, Route};
-use crate::storage::{Entry, Tip};
-use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
-
-/// Bytes of payloads after which a frame is closed.
-const FRAME_BYTES_MAX: usize = 1024 * 1024;
-/// Envelopes after which a frame is closed.
-const FRAME_ENVELOPES_MAX: usize = 4096;
-
-/// Something that has happened.
-#[derive(Debug)]
-pub enum Input<M: Machine> {
-    /// A replica starts.
-    Open(Box<Boot>, M),
-    /// A replica stops; whoever waits for it is told that the outcome is unknown.
-    Close(LogId),
-    /// Messages came; checked as [`Frame::decode`] does.
-    Envelopes(Vec<Envelope>),
-    /// Somebody asks something of a group.
-    Ask {
-        /// The group.
-        group: LogId,
-        /// Names the answer.
-        ticket: Ticket,
-        /// What is asked.
-        ask: M::Ask,
-    },
-    /// What was handed out under this token is done.
-    Stored(u64),
-    /// Entries that were to be read; none if they cannot be.
-    Fetched {
-        /// The group.
-        group: LogId,
-        /// The first index that was asked for.
-        first_index: u64,
-        /// The entries.
-        entries: Vec<Entry>,
-    },
-    /// What a log starts with; `None` if it cannot be read.
-    Base {
-        /// The group.
-        group: LogId,
-        /// What was read.
-        base: Option<Base>,
-    },
-    /// A message could not be sent.
-    Lost {
-        /// The group.
-        group: LogId,
-        /// For whom it was.
-        to: ReplicaId,
-    },
-    /// Retention moved the start of a log.
-    StartAdvanced {
-        /// The group.
-        group: LogId,
-        /// The tip before the first entry that is left.
-        start: Tip,
-    },
-    /// Leadership is to move.
-    Transfer {
-        /// The group.
-        group: LogId,
-        /// Names the answer.
-        ticket: Ticket,
-        /// Who shall lead.
-        to: ReplicaId,
-    },
-    /// The replicas are to change.
-    Change {
-        /// The group.
-        group: LogId,
-        /// Names the answer.
-        ticket: Ticket,
-        /// What becomes of whom.
-        operations: Vec<Operation>,
-    },
-}
-
-/// What others may know of a replica. Sent whenever it changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
-    /// The group.
-    pub group: LogId,
-    /// What the replica is.
-    pub role: Role,
-    /// It leads and takes proposals.
-    pub is_writable: bool,
-    /// Its term.
-    pub term: u64,
-    /// The leader, if known.
-    pub leader: Option<ReplicaId>,
-    /// Entries up to this index are committed, and what this replica's log has there is them: all
-    /// that a leader knows to be committed, and of that, on a follower, what is on its disk. The
-    /// rest may have to take the place of other entries first. Never goes down.
-    pub committed_index: u64,
-    /// The offset after their last record.
-    pub high_watermark: u64,
-    /// First offset that is to be kept.
-    pub log_start: u64,
-    /// Nothing happens in the group, and it does not tick.
-    pub is_quiescent: bool,
-}
-
-impl Published {
-    /// What is known of a replica before its first step.
-    pub fn unknown(group: LogId) -> Self {
-        Self {
-            group,
-            role: Role::Follower,
-            is_writable: false,
-            term: 0,
-            leader: None,
-            committed_index: 0,
-            high_watermark: 0,
-            log_start: 0,
-            is_quiescent: false,
-        }
-    }
-}
-
-/// What is to be done, and what is to be told.
-#[derive(Debug)]
-pub struct Outputs<M: Machine> {
-    /// For the disk and for other nodes.
-    pub effects: Effects,
-    /// For those who asked.
-    pub answers: Answers<M::Answer>,
-    /// For those who asked for a transfer or a change: the entry's index, 0 for a transfer.
-    pub decisions: Vec<(Ticket, Result<u64, NotProposed>)>,
-    /// For everybody.
-    pub published: Vec<Published>,
-    /// How many messages were dropped, and why.
-    pub dropped: BTreeMap<Dropped, u64>,
-}
-
-impl<M: Machine> Default for Outputs<M> {
-    fn default() -> Self {
-        Self {
-            effects: Effects::default(),
-            answers: Vec::new(),
-            decisions: Vec::new(),
-            published: Vec::new(),
-            dropped: BTreeMap::new(),
-        }
-    }
-}
-
-impl<M: Machine> Outputs<M> {
-    /// Takes the messages, bundled for each node and lane, their order kept.
-    pub fn take_frames(&mut self, cluster: ClusterId, from: NodeId) -> Vec<(NodeId, Lane, Frame)> {
-        let mut bundles: BTreeMap<(NodeId, Lane), Vec<Envelope>> = BTreeMap::new();
-        for (lane, envelope) in std::mem::take(&mut self.effects.envelopes) {
-            bundles.entry((envelope.to.node(), lane)).or_default().push(envelope);
-        }
-        let mut frames = Vec::with_capacity(bundles.len());
-        for ((to, lane), envelopes) in bundles {
-            let route = Route { cluster, from, to };
-            let (mut first, mut bytes) = (0, 0);
-            for (n, envelope) in envelopes.iter().enumerate() {
-                let payloads = envelope.entries.iter().map(|entry| entry.payload.len());
-                let more = payloads.sum::<usize>() + envelope.body.len();
-                let is_full = bytes + more > FRAME_BYTES_MAX || n - first >= FRAME_ENVELOPES_MAX;
-                if is_full && n > first {
-                    frames.push((to, lane, Frame::encode(&route, &envelopes[first..n])));
-                    (first, bytes) = (n, 0);
-                }
-                bytes += more;
-            }
-            frames.push((to, lane, Frame::encode(&route, &envelopes[first..])));
-        }
-        frames
-    }
-}
+use crate::types::{LogId, NodeId};
 
 /// A group with its machine.
 #[derive(Debug)]
@@ -463,7 +291,9 @@ impl<M: Machine> Shard<M> {
         let Some(node) = self.node else { return };
         let heartbeat_ms = self.config.heartbeat_ticks as u64 * self.config.tick_ms;
         let timeout_ms = self.config.election_ticks as u64 * self.config.tick_ms;
-        for to in self.peers.due_greetings(now.monotonic_ms, heartbeat_ms) {
+        let greeted = self.peers.due_greetings(now.monotonic_ms, heartbeat_ms).into_iter();
+        // Two replicas of a group can be on one node while one of them is being replaced.
+        for to in greeted.filter(|to| *to != node) {
             out.effects.envelopes.push((Lane::Control, Envelope::alive(node, to, self.life)));
         }
         for dead in self.peers.newly_dead(now.monotonic_ms, timeout_ms) {

@@ -196,3 +196,32 @@ fn a_leader_that_is_cut_off_answers_and_acknowledges_nothing() {
     cluster.cut.clear();
     cluster.assert_alike();
 }
+
+/// A log can be damaged where only a follower that is far behind looks. Another replica has what it
+/// needs.
+#[test]
+fn a_leader_with_damage_does_not_keep_a_follower_waiting() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(b"one");
+    let leader = cluster.await_leader();
+    let id = others(leader)[0];
+    cluster.cut.insert(id);
+    for _ in 0..30 {
+        cluster.put(LARGE);
+    }
+    assert_eq!(cluster.await_leader(), leader);
+    let fs = cluster.node(leader).fs.clone();
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|name| name == "seg");
+    let paths: Vec<_> = fs.paths().into_iter().filter(is_segment).collect();
+    for path in &paths[1..5] {
+        fs.damage(path, |bytes| {
+            let at = bytes.windows(40).position(|found| found == [7; 40]).unwrap();
+            bytes[at + 700..at + 760].fill(0x55);
+        });
+    }
+    cluster.cut.clear();
+    cluster.run(5000);
+    assert_ne!(cluster.await_leader(), leader);
+    cluster.put(b"two");
+    cluster.assert_alike();
+}

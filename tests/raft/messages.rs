@@ -308,3 +308,22 @@ fn a_snapshot_whose_state_is_another_or_unreadable_does_not_take_the_place_of_th
         cluster.assert_alike();
     }
 }
+
+/// The library ignores a snapshot of entries that it knows to be committed. When they are others,
+/// the leader would send it again and again.
+#[test]
+fn a_snapshot_that_contradicts_a_committed_entry_stops_the_replica() {
+    let mut follower = Follower::new();
+    let start = follower.group.start();
+    let ours = entries(start, &[2, 2]);
+    let written = follower.take(append(2, 2, start, &[2, 2]));
+    follower.stored(written);
+    let commit = Envelope { commit: 3, ..append(2, 2, ours[1].header.tip(), &[]) };
+    follower.take(commit);
+    follower.sent();
+    let theirs = Tip { index: 2, term: 3, ..start };
+    let _ = follower.group.receive(snapshot(&voters(3), theirs));
+    follower.advance();
+    assert!(follower.group.fault().is_some());
+    assert!(follower.sent().is_empty());
+}

@@ -27,7 +27,12 @@ pub fn config() -> Config {
 }
 
 fn small() -> Config {
-    Config { append_bytes_max: 4096, appends_in_flight_max: 8, ..Config::default() }
+    Config {
+        append_bytes_max: 4096,
+        appends_in_flight_max: 8,
+        tail_bytes_max: 3000,
+        ..Config::default()
+    }
 }
 
 pub fn open_dir(fs: &SimFs) -> Arc<DataDir> {

@@ -45,6 +45,12 @@ impl Group {
         if self.ticks <= self.last_busy_tick + idle_ticks || !self.has_nothing_to_do() {
             return;
         }
+        assert_eq!(
+            self.committed(),
+            self.last_index(),
+            "{}: a group sleeps when all of it is committed",
+            self.id
+        );
         self.is_quiescent = true;
         self.is_commit_due = true;
         let others: Vec<u64> = self

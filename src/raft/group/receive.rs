@@ -80,9 +80,18 @@ impl Group {
     /// Stops the replica if its leader has another entry where one is committed. That happens only
     /// when a majority lost what it had acknowledged: to a power cut, with [`Durability::Memory`].
     fn check_history(&mut self, envelope: &Envelope) -> Result<(), Dropped> {
-        if envelope.kind != MessageKind::Append || envelope.term < self.term() {
+        if envelope.term < self.term() {
             return Ok(());
         }
+        let before = match envelope.kind {
+            MessageKind::Append => (envelope.index, envelope.log_term),
+            MessageKind::Snapshot => {
+                let body = SnapshotBody::decode(envelope.body.clone());
+                let tip = body.ok_or(Dropped::OutOfRange)?.base.tip;
+                (tip.index, tip.term)
+            }
+            _ => return Ok(()),
+        };
         let (log, start) = (&self.node.raft.raft_log, self.start());
         let is_other = |&(index, term): &(u64, u64)| {
             if index < start.index {
@@ -91,7 +100,6 @@ impl Group {
             }
             index <= log.committed && log.term(index).is_ok_and(|known| known != term)
         };
-        let before = (envelope.index, envelope.log_term);
         let entries = envelope.entries.iter().map(|entry| (entry.header.index, entry.header.term));
         let Some((index, found)) = std::iter::once(before).chain(entries).find(is_other) else {
             return Ok(());
@@ -141,7 +149,15 @@ impl Group {
     /// Takes entries that were read for followers; none if they could not be read.
     pub fn fetched(&mut self, first_index: u64, entries: &[Entry]) {
         let contexts = self.fetching.remove(&first_index).unwrap_or_default();
-        if entries.is_empty() || !self.is_running() {
+        if !self.is_running() {
+            return;
+        }
+        if entries.is_empty() {
+            let is_kept = first_index > self.start().index && first_index <= self.persisted();
+            if is_kept && self.role() == Role::Leader {
+                // This log is damaged. Who waits for it gets the entries from another leader.
+                self.hand_over(first_index);
+            }
             return;
         }
         // Entries may have been replaced since they were asked for.

@@ -46,7 +46,7 @@ impl Group {
         }
         let oldest = self.passes.front().map_or(self.ticks, |pass| pass.since_tick);
         if self.ticks - oldest >= self.config.slow_disk_ticks {
-            self.incidents.slow_disk_hand_overs += u64::from(self.hand_over());
+            self.incidents.slow_disk_hand_overs += u64::from(self.hand_over(0));
         }
         self.try_quiesce();
     }
@@ -59,7 +59,7 @@ impl Group {
             // A refusal is tried again with the next tick.
             let _ = self.propose_step(&Change::Leave, now_ms);
         } else {
-            self.incidents.leaving_hand_overs += u64::from(self.hand_over());
+            self.incidents.leaving_hand_overs += u64::from(self.hand_over(0));
         }
     }
 
@@ -78,15 +78,16 @@ impl Group {
         }
     }
 
-    /// Gives leadership to the voter that is furthest. False if there is none, or somebody was
-    /// asked already.
-    fn hand_over(&mut self) -> bool {
+    /// Gives leadership to the voter that is furthest, if it has the entries up to `index_min`.
+    /// False if there is none, or somebody was asked already.
+    pub(super) fn hand_over(&mut self, index_min: u64) -> bool {
         if self.node.raft.lead_transferee.is_some() {
             return false;
         }
         let is_candidate = |id: u64, progress: &Progress| {
             let id = ReplicaId(id);
-            id != self.replica && progress.recent_active && self.membership.voters.contains(&id)
+            let is_able = progress.recent_active && progress.matched >= index_min;
+            id != self.replica && is_able && self.membership.voters.contains(&id)
         };
         let others = self.node.raft.prs().iter().filter(|(id, p)| is_candidate(**id, p));
         let furthest = others.max_by_key(|(id, progress)| (progress.matched, **id));

@@ -29,10 +29,11 @@ use super::config::Config;
 use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::NotProposed;
 use super::group::mix;
+use super::input::Input;
 use super::machine::Machine;
 use super::membership::Operation;
 use super::open::Opened;
-use super::shard::{Input, Published};
+use super::outputs::Published;
 use super::wire::{Frame, FrameError, Route};
 use crate::storage::{self, DataDir, LogReader, Policy, Syncer};
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -285,6 +286,12 @@ impl<M: Machine> Host<M> {
     }
 
     fn end(&mut self) {
+        assert!(
+            self.doors.is_empty() || self.doors.len() == self.threads.len(),
+            "{} shards have {} threads",
+            self.doors.len(),
+            self.threads.len()
+        );
         for door in self.doors.drain(..) {
             // A shard that is gone already needs no telling.
             let _ = door.send(Mail::Stop);

@@ -24,13 +24,13 @@ impl World {
     pub(super) fn check_durable(&mut self, id: NodeId, ticket: Ticket, response: Response) {
         let Response::Appended { base_offset, durability } = response else { return };
         let Some((group, is_retry)) = self.clients.take_quorum_write(ticket) else { return };
+        if durability == Durability::Memory {
+            return;
+        }
         let live = self.nodes[&id].live.as_ref().expect("who answers runs");
         let (Some(found), Some(log)) = (live.shard.group(group), live.disk.log(group)) else {
             return;
         };
-        if durability == Durability::Memory {
-            return;
-        }
         let settled = self.oracle.at_offset(group, base_offset);
         let settled = settled.unwrap_or_else(|| {
             panic!("node {id}: offset {base_offset} of {group} is acknowledged, not committed")
