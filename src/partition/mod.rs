@@ -13,7 +13,7 @@
 //! | in flight | `in_flight` | the leader's view of entries that are appended, not applied |
 //! | progress | `progress` | positions of consumer groups, guarded by their generation |
 //! | command | `control` | what a control entry says, and its bytes |
-//! | replica | `replica`, `pending` | the state, joined to Raft, and those who wait for answers |
+//! | replica | `replica`, `pending`, `reads` | the state, joined to Raft, and who waits |
 //! | handle | `handle` | what the rest of a server holds of a partition |
 //! | checkpoint | `checkpoint`, `wire` | the state as bytes, one form for each state |
 //! | refusal | `error` | why a batch or a command changed nothing |
@@ -42,6 +42,7 @@ mod in_flight;
 mod pending;
 mod producers;
 mod progress;
+mod reads;
 mod replica;
 mod state;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::error::Refusal;
 use super::in_flight::{Admission, InFlight};
 use super::pending::{Pending, Waiter};
 use super::producers::Submission;
+use super::reads::{Read, Reads};
 use super::state::{Applied, Effect, Reply, State};
 use crate::raft::planted::{Bug, planted};
 use crate::raft::{
@@ -149,16 +150,6 @@ impl Leading {
     }
 }
 
-/// Somebody who is told something that only a leader knows.
-#[derive(Debug)]
-struct Read {
-    ticket: Ticket,
-    /// What must be applied before.
-    index: u64,
-    /// Why the batch is not stored; `None` for who asked how far the log is.
-    refusal: Option<Refusal>,
-}
-
 /// One replica of one partition, beside its Raft group.
 #[derive(Debug)]
 pub struct Replica {
@@ -170,11 +161,8 @@ pub struct Replica {
     storing: Pending<Response>,
     /// Those who wait for what the state machine makes of an entry.
     applying: Pending<()>,
-    /// Those whose answer rests on this replica's leading, by the number of their read.
-    barriers: Vec<(u64, Read)>,
-    /// Reads that are confirmed.
-    confirmed: Vec<Read>,
-    next_read: u64,
+    /// Those who are told what only a leader knows.
+    reads: Reads,
 }
 
 impl Replica {
@@ -185,9 +173,7 @@ impl Replica {
             committing: Pending::default(),
             storing: Pending::default(),
             applying: Pending::default(),
-            barriers: Vec::new(),
-            confirmed: Vec::new(),
-            next_read: 1,
+            reads: Reads::default(),
         }
     }
 
@@ -198,8 +184,7 @@ impl Replica {
 
     /// How many wait for an answer.
     pub fn waiting(&self) -> usize {
-        let reads = self.barriers.len() + self.confirmed.len();
-        self.committing.len() + self.storing.len() + self.applying.len() + reads
+        self.committing.len() + self.storing.len() + self.applying.len() + self.reads.len()
     }
 
     fn append(
@@ -274,25 +259,16 @@ impl Replica {
         if !self.leading.as_ref().is_some_and(|leading| leading.is_good(group)) {
             return Some(not_leader(group));
         }
-        self.ask_others(Read { ticket, index: 0, refusal: None }, group)
+        let read = Read { ticket, index: 0, refusal: None };
+        self.reads.ask(read, group).err().map(|_| not_leader(group))
     }
 
     /// Refuses a batch once it is sure that this is what the log says: another leader may have
     /// heard more of the producer, and this one not yet of its end.
     fn refuse(&mut self, ticket: Ticket, refusal: Refusal, group: &mut Group) -> Option<Response> {
         let index = group.last_index();
-        self.ask_others(Read { ticket, index, refusal: Some(refusal) }, group)
-    }
-
-    /// Lets a question wait until a majority has said that this replica still leads.
-    fn ask_others(&mut self, read: Read, group: &mut Group) -> Option<Response> {
-        let number = self.next_read;
-        self.next_read += 1;
-        if group.read_index(number).is_err() {
-            return Some(not_leader(group));
-        }
-        self.barriers.push((number, read));
-        None
+        let read = Read { ticket, index, refusal: Some(refusal) };
+        self.reads.ask(read, group).err().map(|_| not_leader(group))
     }
 
     /// Notes whether this replica leads, and tells those who wait for a leader that was.
@@ -353,25 +329,6 @@ impl Replica {
             answers.push((waiter.ticket, waiter.what));
         }
     }
-
-    /// Answers those who asked how far the log is.
-    fn settle_reads(&mut self, group: &mut Group, answers: &mut Answers<Response>) {
-        for (number, index) in group.take_reads() {
-            let committed = group.committed();
-            assert!(index <= committed, "a read waits for {index}, {committed} are committed");
-            let of = self.barriers.iter().position(|(waiting, _)| *waiting == number);
-            if let Some(at) = of {
-                let (_, read) = self.barriers.swap_remove(at);
-                self.confirmed.push(Read { index: read.index.max(index), ..read });
-            }
-        }
-        let applied = self.state.applied_index();
-        let high_watermark = group.tip_at(group.committed()).map_or(0, |tip| tip.end_offset);
-        for read in self.confirmed.extract_if(.., |read| read.index <= applied) {
-            let barrier = Response::Barrier { high_watermark };
-            answers.push((read.ticket, read.refusal.map_or(barrier, Response::Refused)));
-        }
-    }
 }
 
 impl Machine for Replica {
@@ -430,7 +387,7 @@ impl Machine for Replica {
         self.apply(group, answers)?;
         self.take_over(group);
         self.settle_stored(group, answers);
-        self.settle_reads(group, answers);
+        self.reads.settle(group, self.state.applied_index(), answers);
         Ok(())
     }
 
@@ -443,10 +400,9 @@ impl Machine for Replica {
         let waiting = committing.drain().chain(self.storing.drain()).map(|w| w.ticket);
         let waiting = waiting.chain(self.applying.drain().map(|w| w.ticket));
         answers.extend(waiting.map(|ticket| (ticket, Response::Unknown)));
-        let barriers = self.barriers.drain(..).map(|(_, read)| read);
-        let reads = barriers.chain(self.confirmed.drain(..));
         // A question changes nothing, so that its outcome is known: there is none.
-        answers.extend(reads.map(|read| (read.ticket, Response::NotLeader { leader: None })));
+        let reads = self.reads.drain();
+        answers.extend(reads.map(|ticket| (ticket, Response::NotLeader { leader: None })));
     }
 
     fn unknown_group() -> Response {
