@@ -159,7 +159,11 @@ where
         let start = |(n, inbox): (usize, Receiver<Mail<M>>)| {
             let turn = Turn::new((n, life), &config, &dir, &syncer, &counters, cold.clone(), inbox);
             let name = format!("quipu-shard-{n}");
-            let spawned = thread::Builder::new().name(name).spawn(move || turn.run());
+            let run = move || {
+                let _bomb = AbortOnPanic;
+                turn.run();
+            };
+            let spawned = thread::Builder::new().name(name).spawn(run);
             spawned.expect("the system starts a thread")
         };
         let threads = inboxes.into_iter().enumerate().map(start).collect();
@@ -363,6 +367,19 @@ where
         spawned.expect("the system starts a thread")
     };
     (0..count).map(start).collect()
+}
+
+/// Ends the process when a shard panics: one of its promises is broken, and nobody would hear from
+/// its groups any more.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a shard panicked; the process ends");
+            std::process::abort();
+        }
+    }
 }
 
 /// The syncer that the shards share.
