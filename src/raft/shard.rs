@@ -352,8 +352,10 @@ impl<M: Machine> Shard<M> {
         }
         let committed_index = readable.max(index_before);
         let high_watermark = group.tip_at(committed_index).map_or(end_before, |tip| tip.end_offset);
+        // What was acknowledged from memory can be gone with the memory of a majority.
+        let may_go_back = group.durability() == Durability::Memory;
         assert!(
-            high_watermark >= end_before || group.durability() == Durability::Memory,
+            high_watermark >= end_before || may_go_back,
             "{}: the high watermark goes back from {end_before} to {high_watermark}",
             group.id()
         );
