@@ -30,6 +30,12 @@ fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("the variable is a number"))
 }
 
+/// Whoever says how many seeds gets as many, unless `QUIPU_SIM_SECONDS` says how long.
+fn time_max(seeds: Option<u64>) -> Duration {
+    let unless_said = seeds.map_or(TIME_MAX, |_| Duration::MAX);
+    env("QUIPU_SIM_SECONDS").map_or(unless_said, Duration::from_secs)
+}
+
 /// As many as there are cores, or as many as `QUIPU_SIM_THREADS` says.
 fn threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -65,8 +71,7 @@ fn clusters_agree_whatever_happens() {
     let runs = Runs {
         first: env("QUIPU_SIM_SEED").unwrap_or(1),
         count: seeds.unwrap_or(SEEDS),
-        // Whoever says how many gets as many.
-        time_max: seeds.map_or(TIME_MAX, |_| Duration::MAX),
+        time_max: time_max(seeds),
         threads: threads(),
         ..Runs::default()
     };

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use quipu::partition::Replica;
 use quipu::raft::{
-    Config, Disk, Durability, Input, Membership, Now, OpenError, Outputs, Persist, Shard, Step,
-    read_base, read_cold,
+    Config, Disk, Durability, HardState, Input, Membership, Now, OpenError, Outputs, Persist,
+    Shard, Step, read_base, read_cold,
 };
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{self, Access, Case, DataDir, Log, Policy, Syncer, Tip};
+use quipu::storage::{self, Access, Case, DataDir, FactKind, Log, Policy, Syncer, Tip};
 use quipu::types::{LogId, NodeId, ReplicaId};
 
 use crate::rng::Rng;
@@ -334,6 +334,15 @@ pub fn survives(fs: &SimFs, group: LogId, holds: impl Fn(&Log) -> bool) -> bool 
     fork.power_cut(|_| false);
     let opened = open_dir(&fork).and_then(|dir| dir.open_log(group));
     opened.is_ok_and(|(log, _)| holds(&log))
+}
+
+/// Term and vote that a power cut would leave which keeps nothing it need not.
+pub fn recorded_after_cut(fs: &SimFs, group: LogId) -> HardState {
+    let fork = fs.fork();
+    fork.set_capacity(None);
+    fork.power_cut(|_| false);
+    let value = open_dir(&fork).unwrap().journal().get(group, FactKind::HardState);
+    value.and_then(|value| HardState::decode(&value)).unwrap_or_default()
 }
 
 /// Anything else than a failing disk is a fault of the program.

@@ -117,6 +117,8 @@ pub struct World {
     seen: BTreeMap<(NodeId, LogId), Sighting>,
     /// What each life of a node has last published.
     published: BTreeMap<(NodeId, u64, LogId), Published>,
+    /// Terms that each replica was heard to speak of.
+    terms_shown: BTreeSet<(ReplicaId, LogId, u64)>,
     /// Acknowledgments that were checked.
     acks: u64,
     trace: u64,
@@ -156,6 +158,7 @@ impl World {
             digests: BTreeMap::new(),
             seen: BTreeMap::new(),
             published: BTreeMap::new(),
+            terms_shown: BTreeSet::new(),
             acks: 0,
             trace: 0,
             tally: Tally::default(),

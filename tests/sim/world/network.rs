@@ -6,6 +6,7 @@ use quipu::types::{ClusterId, LogId, NodeId};
 use uuid::Uuid;
 
 use super::{CLUSTER, Event, World};
+use crate::node::recorded_after_cut;
 
 const FOREIGN_CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC2));
 /// Frames that are kept to be sent once more, long after.
@@ -40,9 +41,31 @@ impl World {
         let route = Route { cluster: CLUSTER, from, to };
         let envelopes = Frame::decode(&route, &bytes);
         let envelopes = envelopes.unwrap_or_else(|error| panic!("node {from} sends: {error}"));
+        for envelope in &envelopes {
+            self.check_term(from, envelope);
+        }
         if self.rng.chance(self.plan.hostile) {
             self.make_up(&route, frame, envelopes);
         }
+    }
+
+    /// Nobody speaks of a term before it is on its disk. Asking whether one would be voted for is
+    /// no promise.
+    fn check_term(&mut self, from: NodeId, envelope: &Envelope) {
+        use MessageKind::{Alive, PreVote, PreVoteResponse};
+        let (group, term) = (envelope.group, envelope.term);
+        let is_free = matches!(envelope.kind, PreVote | PreVoteResponse | Alive);
+        if is_free || !self.terms_shown.insert((envelope.from, group, term)) {
+            return;
+        }
+        let recorded = recorded_after_cut(&self.nodes[&from].fs, group);
+        assert!(
+            recorded.term >= term,
+            "{} speaks of term {term} of {group}, on disk is {recorded:?}: {:?}",
+            envelope.from,
+            envelope.kind
+        );
+        self.tally.add("term-checked-on-disk", 1);
     }
 
     /// Sends something beside what was sent that must not be believed, or does no harm.
