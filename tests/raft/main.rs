@@ -6,4 +6,5 @@
 mod disks;
 mod groups;
 mod messages;
+mod refusals;
 mod support;

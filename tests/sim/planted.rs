@@ -15,6 +15,15 @@ use crate::{env, threads};
 const SEEDS: u64 = 3_000;
 const TIME_MAX: Duration = Duration::from_secs(150);
 
+/// Not looked for: chance finds it once in thousands of seeds, a test of its own builds it, see
+/// `tests/raft/refusals.rs`.
+const BUILT: [Bug; 1] = [Bug::RefusedUnasked];
+
+/// Not looked for: another rule stands in front of these, so that one alone does no harm. The data
+/// directory syncs the file system when it is opened after a crash; and what comes while a snapshot
+/// is being installed waits for it in the queue of what is to become durable.
+const COVERED: [Bug; 2] = [Bug::OpenWithoutSync, Bug::BusyWhileRestoring];
+
 static PRESENT: Mutex<Option<Bug>> = Mutex::new(None);
 
 /// Looks for a bug. The number of seeds it took and the failure, if it was found.
@@ -36,7 +45,10 @@ fn look_for(bug: Bug) -> Option<(u64, String)> {
 #[test]
 fn every_planted_bug_is_found() {
     let selected = std::env::var("QUIPU_SIM_BUG").ok();
-    let is_selected = |bug: &Bug| selected.as_ref().is_none_or(|name| *name == format!("{bug:?}"));
+    let is_selected = |bug: &Bug| match &selected {
+        Some(name) => *name == format!("{bug:?}"),
+        None => !BUILT.contains(bug) && !COVERED.contains(bug),
+    };
     std::panic::set_hook(Box::new(|_| ()));
     let mut missed = Vec::new();
     for bug in Bug::ALL.into_iter().filter(is_selected) {
