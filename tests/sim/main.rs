@@ -51,13 +51,13 @@ fn expect(seed: u64) {
 
 #[test]
 fn appends_that_the_library_put_together_follow_from_one_another() {
-    expect(2);
+    expect(1);
     expect(58);
 }
 
 #[test]
 fn readers_of_a_follower_with_a_full_disk_see_nothing_that_is_to_go() {
-    expect(188);
+    expect(454);
 }
 
 #[test]
