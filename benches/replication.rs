@@ -28,7 +28,7 @@ use quipu::raft::{
 };
 use quipu::storage::{self, Policy, Tip};
 use quipu::types::{NodeId, ReplicaId};
-use support::{CLUSTER, Cluster, Setup, batch, partition, wait_for};
+use support::{CLUSTER, Cluster, Setup, batch, partition, real_files, wait_for};
 use tokio::sync::oneshot;
 
 const KIB: usize = 1024;
@@ -62,7 +62,8 @@ fn main() {
 
 fn setup(partitions: u128) -> Setup {
     let storage = storage::Config { low_water_bytes: 0, reserve_bytes: 0, ..Default::default() };
-    Setup { partitions, durability: Durability::Fsync, storage, raft: Config::default() }
+    let (durability, raft, fs) = (Durability::Fsync, Config::default(), real_files());
+    Setup { partitions, durability, storage, raft, fs }
 }
 
 /// A lap stores some batches on three replicas, eight in flight.

@@ -242,7 +242,9 @@ impl Handle {
         }
         let mut fetched =
             Fetched { batches: Vec::new(), next_offset: offset, high_watermark, log_start };
-        if offset == high_watermark {
+        // While its disk is full, a leader knows entries to be committed that it has yet to write.
+        let committed_index = committed_index.min(self.reader().last_index());
+        if offset >= high_watermark.min(self.reader().log_end_offset()) {
             return Ok(fetched);
         }
         let mut index = self.reader().index_of_offset(offset, access)?;

@@ -5,8 +5,13 @@
 
 mod support;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use quipu::partition::{Acks, AskError, Command, FetchError, Handle, InitProducer};
 use quipu::raft::{Durability, Operation};
+use quipu::storage::fs::Fs;
+use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Access, Policy};
 use quipu::types::NodeId;
 
@@ -143,4 +148,26 @@ async fn leadership_moves_where_it_is_sent_and_a_replica_can_be_removed() {
     assert!(answer.await.unwrap().is_ok());
     append_all(&cluster, 0, 0..10).await;
     wait_for_values(cluster.leader(0), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_with_a_full_disk_has_nothing_to_read_beyond_what_it_wrote() {
+    let disks = [SimFs::new(), SimFs::new(), SimFs::new()];
+    let fs = disks.clone().map(|disk| -> Arc<dyn Fs> { Arc::new(disk) });
+    let setup = Setup { fs, ..Setup::for_tests(1, Durability::Fsync) };
+    let cluster = Cluster::found(Path::new("/data"), &setup);
+    append_all(&cluster, 0, 0..5).await;
+    let leader = cluster.leader(0);
+    let disk = &disks[leader.status().leader.unwrap().node().0 as usize - 1];
+    disk.set_capacity(Some(disk.used_bytes()));
+    for n in 5..500 {
+        let stored = leader.append(batch(n, 3000), Acks::Quorum).await;
+        let (end, status) = (leader.reader().log_end_offset(), leader.status());
+        if status.high_watermark > end {
+            let fetched = leader.fetch(end, 1, Access::MayBlock).unwrap();
+            assert_eq!((fetched.batches.len(), fetched.next_offset), (0, end), "{stored:?}");
+            return;
+        }
+    }
+    panic!("the leader's disk never fell behind the others");
 }

@@ -11,6 +11,7 @@ use quipu::partition::{Batch, Handle, Replica, Room};
 use quipu::raft::{
     Config, Durability, Host, HostConfig, Membership, SendFrame, create_replica, open_replica,
 };
+use quipu::storage::fs::Fs;
 use quipu::storage::fs::os::OsFs;
 use quipu::storage::{self, DataDir, SyncRequest};
 use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -80,12 +81,15 @@ pub struct Setup {
     pub durability: Durability,
     pub storage: storage::Config,
     pub raft: Config,
+    /// The file system of each node.
+    pub fs: [Arc<dyn Fs>; 3],
 }
 
 impl Setup {
     /// Small segments and short times.
     pub fn for_tests(partitions: u128, durability: Durability) -> Self {
-        Self { partitions, durability, storage: small_segments(), raft: raft_config() }
+        let (storage, raft, fs) = (small_segments(), raft_config(), real_files());
+        Self { partitions, durability, storage, raft, fs }
     }
 }
 
@@ -174,6 +178,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The file system of the machine, three times.
+pub fn real_files() -> [Arc<dyn Fs>; 3] {
+    [1, 2, 3].map(|_| -> Arc<dyn Fs> { Arc::new(OsFs::new()) })
+}
+
 fn small_segments() -> storage::Config {
     storage::Config {
         segment_bytes: 256 * 1024,
@@ -184,7 +193,7 @@ fn small_segments() -> storage::Config {
 }
 
 fn open_dir(root: &Path, node: NodeId, setup: &Setup) -> DataDir {
-    let (fs, config) = (Arc::new(OsFs::new()), setup.storage.clone());
+    let (fs, config) = (setup.fs[node.0 as usize - 1].clone(), setup.storage.clone());
     DataDir::open(fs, &root.join(node.to_string()), config).unwrap()
 }
 
