@@ -40,8 +40,6 @@ use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
 
 /// Mails that wait for one shard.
 const INBOX_MAX: usize = 4096;
-/// Reads that wait for a reading thread.
-const COLD_INBOX_MAX: usize = 256;
 /// Bits of a token that count; those above name the shard.
 const TOKEN_BITS: u32 = 48;
 
@@ -152,7 +150,7 @@ where
             (0..config.shards).map(|_| sync_channel(INBOX_MAX)).unzip();
         let counters = Arc::new(Counters::default());
         let syncer = Arc::new(dir.start_syncer(Box::new(report_to(doors.clone()))));
-        let (cold, jobs) = sync_channel(COLD_INBOX_MAX);
+        let (cold, jobs) = sync_channel(config.raft.cold_reads_max);
         let readers = start_readers(config.readers, jobs, &doors);
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let life = mix(config.seed ^ since_1970.map_or(0, |elapsed| elapsed.as_nanos() as u64));

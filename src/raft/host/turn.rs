@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use super::super::disk::{Disk, read_base, read_cold};
 use super::super::effects::{ColdRead, Fault, Persist};
 use super::super::error::NotProposed;
-use super::super::group::Durability;
+use super::super::group::{Durability, Group};
 use super::super::input::Input;
 use super::super::log_view::Divergence;
 use super::super::machine::{Machine, Now, Ticket};
@@ -308,8 +308,8 @@ impl<M: Machine> Turn<M> {
     /// it, for whoever runs the cluster to see to.
     fn follow_faults(&mut self) -> storage::Result<()> {
         for (group, fault) in std::mem::take(&mut self.out.effects.faults) {
-            let durability = self.shard.group(group).map(super::super::group::Group::durability);
-            let replica = self.shard.group(group).map(super::super::group::Group::replica);
+            let durability = self.shard.group(group).map(Group::durability);
+            let replica = self.shard.group(group).map(Group::replica);
             let index = match (&fault, durability) {
                 (
                     Fault::Diverged(Divergence::Committed { index, .. }),
