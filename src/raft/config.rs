@@ -19,8 +19,8 @@ pub struct Config {
     pub tail_bytes_max: usize,
     /// A leader whose oldest write waits this many ticks for its disk hands over.
     pub slow_disk_ticks: u64,
-    /// Reads from disk for followers far behind that wait for a reading thread of the node. More are
-    /// put off until the follower's next heartbeat.
+    /// Reads from disk for followers far behind that wait for a reading thread of the node. What is
+    /// more than that is put off until the follower's next heartbeat.
     pub cold_reads_max: usize,
     /// A message of a term this far ahead of what a replica knows is not believed.
     pub term_jump_max: u64,
