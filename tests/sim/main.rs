@@ -66,6 +66,11 @@ fn a_replica_with_another_history_takes_back_what_comes_before_the_leaders_log_t
 }
 
 #[test]
+fn appends_that_come_with_a_snapshot_wait_until_it_is_installed() {
+    expect(509_651);
+}
+
+#[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");
     let runs = Runs {

@@ -356,9 +356,11 @@ impl Group {
         self.passes.is_empty() && !self.node.has_ready()
     }
 
+    /// False while a snapshot is being installed, also one that came with this very step: nothing
+    /// else may happen to the group before it is done.
     fn is_running(&self) -> bool {
         let is_free = !self.is_restoring || planted(Bug::BusyWhileRestoring);
-        is_free && self.fault.is_none()
+        is_free && self.fault.is_none() && self.node.snap().is_none()
     }
 
     fn view(&self) -> &LogView {
