@@ -225,8 +225,8 @@ impl<M: Machine> Turn<M> {
     }
 
     fn send(&mut self) {
-        for (to, lane, frame) in self.out.take_frames(self.config.cluster, self.config.node) {
-            let missed_by = frame.missed_by.clone();
+        for (to, lane, mut frame) in self.out.take_frames(self.config.cluster, self.config.node) {
+            let missed_by = std::mem::take(&mut frame.missed_by);
             if !(self.config.send)(to, lane, frame) {
                 self.counters.frame_lost();
                 let lost = missed_by.into_iter().map(|(group, to)| Input::Lost { group, to });
