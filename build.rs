@@ -48,7 +48,9 @@ fn proto_files(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 
 fn generate(out: &Path, descriptors: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(out)?;
-    prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(descriptors)?;
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]);
+    tonic_prost_build::configure().out_dir(out).compile_fds_with_config(descriptors, config)?;
     Ok(())
 }
 

@@ -17,6 +17,12 @@ pub mod server {
     include!(concat!(env!("OUT_DIR"), "/server/quipu.v1.rs"));
 }
 
+/// What nodes say to each other.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod internal {
+    include!(concat!(env!("OUT_DIR"), "/server/quipu.internal.v1.rs"));
+}
+
 /// The encoded `FileDescriptorSet` of `proto/`, for server reflection.
 pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
