@@ -60,6 +60,8 @@ pub mod cluster;
 pub mod partition;
 pub mod proto;
 pub mod raft;
+pub mod rpc;
+pub mod server;
 pub mod storage;
 pub mod types;
 

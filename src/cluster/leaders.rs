@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::RwLock;
+use std::time::{Duration, Instant};
 
 use crate::types::{LogId, NodeId};
 
@@ -57,5 +58,51 @@ impl Leaders {
         let mut counts = HashMap::new();
         by_log.values().for_each(|leader| *counts.entry(leader.node).or_default() += 1);
         counts
+    }
+}
+
+/// When each node was last heard.
+///
+/// * A node that was never heard counts from when this began to listen, so that nobody is taken for
+///   dead by someone who has just come.
+#[derive(Debug)]
+pub struct Heard {
+    since: Instant,
+    by_node: RwLock<HashMap<NodeId, (u64, Instant)>>,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self { since: Instant::now(), by_node: RwLock::default() }
+    }
+}
+
+impl Heard {
+    /// Takes note of a sign of life. True if this incarnation of the node was not heard before.
+    pub fn hear(&self, node: NodeId, incarnation: u64, has_told_all: bool) -> bool {
+        let mut by_node = self.by_node.write().expect("nobody panics with the lock");
+        let is_known = by_node.get(&node).is_some_and(|(known, _)| *known == incarnation);
+        if is_known || has_told_all {
+            by_node.insert(node, (incarnation, Instant::now()));
+        }
+        !is_known
+    }
+
+    /// Forgets a node that has said it stops.
+    pub fn forget(&self, node: NodeId) {
+        self.by_node.write().expect("nobody panics with the lock").remove(&node);
+    }
+
+    /// How long this incarnation of a node has been silent.
+    pub fn silence(&self, node: NodeId, incarnation: u64) -> Duration {
+        let by_node = self.by_node.read().expect("nobody panics with the lock");
+        let heard = by_node.get(&node).filter(|(known, _)| *known == incarnation);
+        heard.map_or(self.since, |(_, at)| *at).elapsed()
+    }
+
+    /// True if the node was heard within `limit`.
+    pub fn is_alive(&self, node: NodeId, limit: Duration) -> bool {
+        let by_node = self.by_node.read().expect("nobody panics with the lock");
+        by_node.get(&node).is_some_and(|(_, at)| at.elapsed() < limit)
     }
 }

@@ -26,7 +26,7 @@ mod state;
 
 pub use self::error::Refusal;
 pub use self::identity::{Founder, Founding, Identity, IdentityError};
-pub use self::leaders::{Leader, Leaders};
+pub use self::leaders::{Heard, Leader, Leaders};
 pub use self::machine::{Answer, Ask, COMMAND_BYTES_MAX, Metadata};
 pub use self::node::{Node, StartError};
 pub use self::registry::{LostReplica, ReconcileError, Registry};

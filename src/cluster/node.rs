@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::command::{Command, Topic, topic_of};
 use super::identity::Identity;
-use super::leaders::{Leader, Leaders};
+use super::leaders::{Heard, Leader, Leaders};
 use super::machine::{Answer, Ask, Metadata};
 use super::registry::Registry;
 use super::state::State;
@@ -28,8 +28,10 @@ pub struct Node {
     partitions: Arc<Host<Replica>>,
     registry: Registry,
     leaders: Leaders,
+    heard: Heard,
     state: watch::Sender<Arc<State>>,
     producer_ids: Mutex<Range<u64>>,
+    is_closing: watch::Sender<bool>,
 }
 
 /// Why a node cannot start.
@@ -75,8 +77,10 @@ impl Node {
             partitions,
             registry,
             leaders: Leaders::default(),
+            heard: Heard::default(),
             state: watch::Sender::new(Arc::new(State::starting_after(0))),
             producer_ids: Mutex::new(0..0),
+            is_closing: watch::Sender::new(false),
         })
     }
 
@@ -125,6 +129,11 @@ impl Node {
         &self.leaders
     }
 
+    /// Which nodes live, as far as this one has heard.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
     /// What the cluster has agreed on, as far as this node has followed it.
     pub fn state(&self) -> Arc<State> {
         self.state.borrow().clone()
@@ -144,14 +153,13 @@ impl Node {
         state.expect("the node has the sender").clone()
     }
 
-    /// Follows the metadata for ever, and tells `on_state` of each state before all others.
-    pub async fn follow(&self, mut on_state: impl AsyncFnMut(Arc<State>)) {
+    /// Follows the metadata for ever.
+    pub async fn follow(&self) {
         let mut beyond = 0;
         loop {
             match self.ask(Ask::Read { beyond }).await {
                 Answer::State(state) => {
                     beyond = state.applied_index();
-                    on_state(state.clone()).await;
                     self.state.send_replace(state);
                 }
                 _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
@@ -249,6 +257,29 @@ impl Node {
     /// Gives this node producer ids of its own.
     pub fn put_producer_ids(&self, ids: Range<u64>) {
         *self.producer_ids.lock().expect("nobody panics with the lock") = ids;
+    }
+
+    /// Has all streams that go on for ever end now.
+    pub fn start_closing(&self) {
+        self.is_closing.send_replace(true);
+    }
+
+    /// Waits until streams that go on for ever are to end.
+    ///
+    /// Cancel safe: it changes nothing.
+    pub async fn closing(&self) {
+        // The node has the sender.
+        let _ = self.is_closing.subscribe().wait_for(|is_closing| *is_closing).await;
+    }
+
+    /// Stops all replicas and closes their logs in order. Waits for disks.
+    pub fn stop(&self) {
+        self.registry.clear();
+        self.metadata.stop();
+        self.partitions.stop();
+        if let Err(error) = self.dir.finish() {
+            tracing::warn!(%error, "the data directory is not closed in order");
+        }
     }
 
     /// Where the data is.

@@ -109,6 +109,11 @@ impl Registry {
         self.len() == 0
     }
 
+    /// Forgets all replicas: they are about to stop with their host.
+    pub(super) fn clear(&self) {
+        self.running.write().expect("nobody panics with the lock").clear();
+    }
+
     /// Brings what runs here to what `state` wants, and returns the replicas that are lost.
     ///
     /// Unless `is_current`, the state may be one of the past: replicas that are here are opened,

@@ -32,7 +32,8 @@ pub(super) struct Context {
     /// What there is to sync of each log that was opened.
     pub(super) logs: Mutex<BTreeMap<LogId, Weak<LogSync>>>,
     /// Held as long as anything of the directory is.
-    pub(super) _lock: Box<dyn Lock>,
+    /// Given back when the directory is closed.
+    pub(super) lock: Mutex<Option<Box<dyn Lock>>>,
 }
 
 impl Context {

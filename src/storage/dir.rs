@@ -42,7 +42,7 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
 pub struct DataDir {
     context: Arc<Context>,
     class: Class,
-    housekeeper: Option<Housekeeper>,
+    housekeeper: Mutex<Option<Housekeeper>>,
 }
 
 impl DataDir {
@@ -86,11 +86,11 @@ impl DataDir {
             open_segments,
             failure,
             logs: Mutex::default(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         });
         let housekeeper = has_threads.then(|| Housekeeper::start(&context));
-        let directory = Self { context, class, housekeeper };
-        if directory.housekeeper.is_none() {
+        let directory = Self { context, class, housekeeper: Mutex::new(housekeeper) };
+        if !has_threads {
             directory.housekeep();
         }
         Ok(directory)
@@ -244,13 +244,24 @@ impl DataDir {
     ///
     /// # Errors
     /// Whatever keeps the journal from saying so; the next open then counts as after a crash.
-    pub fn close(mut self) -> Result<()> {
-        self.housekeeper.take();
+    pub fn close(self) -> Result<()> {
+        self.finish()
+    }
+
+    /// As [`Self::close`], for a directory that others hold too. None of them may write to it any
+    /// more: another process can have it from here on.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub fn finish(&self) -> Result<()> {
+        self.housekeeper.lock().expect("nobody panics with the lock").take();
         self.context.failure.check()?;
         let value = Some(Bytes::from_static(b"clean"));
         let clean = Change { log: LogId::NIL, kind: FactKind::CleanShutdown, value };
         self.context.journal.record(&[clean])?;
-        self.context.journal.sync().map(drop)
+        self.context.journal.sync()?;
+        self.context.lock.lock().expect("nobody panics with the lock").take();
+        Ok(())
     }
 }
 

@@ -14,8 +14,8 @@
 mod counts;
 mod turn;
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
@@ -104,8 +104,8 @@ pub struct Host<M: Machine> {
     dir: Arc<DataDir>,
     doors: Vec<SyncSender<Mail<M>>>,
     counters: Arc<Counters>,
-    threads: Vec<JoinHandle<()>>,
-    readers: Vec<JoinHandle<()>>,
+    /// Shards and readers; none once the host has stopped.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What a shard's thread is told.
@@ -165,8 +165,9 @@ where
             let spawned = thread::Builder::new().name(name).spawn(run);
             spawned.expect("the system starts a thread")
         };
-        let threads = inboxes.into_iter().enumerate().map(start).collect();
-        Self { config, dir, doors, counters, threads, readers }
+        let shards = inboxes.into_iter().enumerate().map(start);
+        let threads = Mutex::new(shards.chain(readers).collect());
+        Self { config, dir, doors, counters, threads }
     }
 
     /// The data directory.
@@ -281,7 +282,8 @@ where
     }
 
     /// Stops all replicas, closes their logs in order and ends the threads.
-    pub fn stop(mut self) {
+    /// Asked for anything later, it is stopped.
+    pub fn stop(&self) {
         self.end();
     }
 }
@@ -298,18 +300,19 @@ impl<M: Machine> Host<M> {
         })
     }
 
-    fn end(&mut self) {
+    fn end(&self) {
+        let mut threads = self.threads.lock().expect("nobody panics with the lock");
         assert!(
-            self.doors.is_empty() || self.doors.len() == self.threads.len(),
-            "{} shards have {} threads",
+            threads.is_empty() || self.doors.len() < threads.len(),
+            "{} shards and their readers have {} threads",
             self.doors.len(),
-            self.threads.len()
+            threads.len()
         );
-        for door in self.doors.drain(..) {
+        for door in &self.doors {
             // A shard that is gone already needs no telling.
             let _ = door.send(Mail::Stop);
         }
-        for thread in self.threads.drain(..).chain(self.readers.drain(..)) {
+        for thread in threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the host panicked");
             }

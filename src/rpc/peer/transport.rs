@@ -1,0 +1,248 @@
+//! The transport: frames of the Raft groups on their way to other nodes.
+//!
+//! For each node, each host and each lane there is one stream, on a connection of its own, so that
+//! a bulk transfer never stands in the way of a heartbeat. What cannot be sent at once waits in a
+//! bounded queue; what finds it full is lost, which Raft expects. Streams that break are made anew.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use prost::encoding::{DecodeContext, WireType, encode_varint, encoded_len_varint, key_len};
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::endpoint::endpoint;
+use crate::proto::internal::ExchangeResponse;
+use crate::raft::{Frame, Lane, SendFrame};
+use crate::types::{ClusterId, NodeId};
+
+/// Frames that wait for one stream.
+const QUEUE_FRAMES_MAX: usize = 64;
+/// Frames handed to a stream and not yet on the wire.
+const STREAM_FRAMES_MAX: usize = 4;
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+const EXCHANGE: &str = "/quipu.internal.v1.PeerService/Exchange";
+
+/// Header of a stream: which cluster, as a UUID.
+pub(super) const CLUSTER_HEADER: &str = "quipu-cluster";
+/// Header of a stream: which node sends.
+pub(super) const NODE_HEADER: &str = "quipu-node";
+/// Header of a stream: whose frames.
+pub(super) const HOST_HEADER: &str = "quipu-host";
+
+/// Whose frames a stream carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HostKind {
+    /// The metadata's.
+    Metadata,
+    /// The partitions'.
+    Partitions,
+}
+
+impl HostKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::Partitions => "partitions",
+        }
+    }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        [Self::Metadata, Self::Partitions].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Finds where other nodes reach a node.
+pub type FindAddress = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
+
+/// The ways out of one node.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: ClusterId,
+    node: NodeId,
+    find_address: FindAddress,
+    runtime: runtime::Handle,
+    ways: RwLock<HashMap<(NodeId, HostKind, Lane), mpsc::Sender<Frame>>>,
+}
+
+impl Transport {
+    /// The transport of `node`. Its tasks run on `runtime`.
+    pub fn new(
+        cluster: ClusterId,
+        node: NodeId,
+        find_address: FindAddress,
+        runtime: runtime::Handle,
+    ) -> Self {
+        let ways = RwLock::default();
+        Self { inner: Arc::new(Inner { cluster, node, find_address, runtime, ways }) }
+    }
+
+    /// The way out for the frames of one host.
+    pub fn sender(&self, host: HostKind) -> SendFrame {
+        let transport = self.clone();
+        Arc::new(move |to, lane, frame| transport.send(to, host, lane, frame))
+    }
+
+    fn send(&self, to: NodeId, host: HostKind, lane: Lane, frame: Frame) -> bool {
+        let key = (to, host, lane);
+        let known = self.inner.ways.read().expect("nobody panics with the lock").get(&key).cloned();
+        let way = known.unwrap_or_else(|| {
+            let mut ways = self.inner.ways.write().expect("nobody panics with the lock");
+            ways.entry(key).or_insert_with(|| self.open(to, host)).clone()
+        });
+        way.try_send(frame).is_ok()
+    }
+
+    fn open(&self, to: NodeId, host: HostKind) -> mpsc::Sender<Frame> {
+        let (way, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
+        let inner = Arc::downgrade(&self.inner);
+        self.inner.runtime.spawn(async move {
+            let mut frames = frames;
+            let mut pause = RETRY_MIN;
+            while !frames.is_closed() {
+                let Some(inner) = inner.upgrade() else { return };
+                match inner.exchange(to, host, &mut frames).await {
+                    Ok(()) => return,
+                    Err(Broken { status, had_begun }) => {
+                        tracing::debug!(%to, ?host, %status, "a stream broke");
+                        pause = if had_begun { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
+                    }
+                }
+                drop(inner);
+                tokio::time::sleep(pause).await;
+            }
+        });
+        way
+    }
+}
+
+/// A stream that ended.
+struct Broken {
+    status: Status,
+    had_begun: bool,
+}
+
+impl Inner {
+    /// Carries frames over one stream until it breaks, or until nobody sends any more.
+    async fn exchange(
+        &self,
+        to: NodeId,
+        host: HostKind,
+        frames: &mut mpsc::Receiver<Frame>,
+    ) -> Result<(), Broken> {
+        let broken = |status| Broken { status, had_begun: false };
+        let address = (self.find_address)(to);
+        let address = address.ok_or_else(|| broken(Status::unavailable("no address is known")))?;
+        let endpoint = endpoint(&address);
+        let endpoint = endpoint.map_err(|error| broken(Status::internal(error.to_string())))?;
+        let channel = endpoint.connect().await;
+        let channel = channel.map_err(|error| broken(Status::unavailable(error.to_string())))?;
+        let mut grpc = tonic::client::Grpc::new(channel);
+        let ready = grpc.ready().await;
+        ready.map_err(|error| broken(Status::unavailable(error.to_string())))?;
+        let (out, stream) = mpsc::channel(STREAM_FRAMES_MAX);
+        let mut request = Request::new(ReceiverStream::new(stream));
+        let headers = request.metadata_mut();
+        let ascii = |text: String| MetadataValue::try_from(text).expect("ids are ASCII");
+        headers.insert(CLUSTER_HEADER, ascii(self.cluster.0.to_string()));
+        headers.insert(NODE_HEADER, ascii(self.node.to_string()));
+        headers.insert(HOST_HEADER, MetadataValue::from_static(host.name()));
+        let codec = ProstCodec::<OutFrame, ExchangeResponse>::default();
+        let path = PathAndQuery::from_static(EXCHANGE);
+        let call = grpc.client_streaming(request, path, codec);
+        tokio::pin!(call);
+        let mut had_begun = false;
+        loop {
+            tokio::select! {
+                ended = &mut call => {
+                    let ended: Result<tonic::Response<ExchangeResponse>, Status> = ended;
+                    let status = ended.err().unwrap_or_else(|| Status::ok("the stream ended"));
+                    return Err(Broken { status, had_begun });
+                }
+                frame = frames.recv() => {
+                    let Some(frame) = frame else { return Ok(()) };
+                    tokio::select! {
+                        // The stream ended, or will at once: the frame is lost.
+                        ended = &mut call => {
+                            let status = ended.err().unwrap_or_else(|| Status::ok("ended"));
+                            return Err(Broken { status, had_begun });
+                        }
+                        sent = out.send(OutFrame(frame)) => had_begun |= sent.is_ok(),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A frame as an `ExchangeRequest`. Its pieces are written into the send buffer one by one: this is
+/// the only copy of a payload between the log and the socket.
+#[derive(Debug)]
+struct OutFrame(Frame);
+
+const FRAME_FIELD: u32 = 1;
+
+impl Default for OutFrame {
+    fn default() -> Self {
+        Self(Frame { head: Bytes::new(), payloads: Vec::new(), missed_by: Vec::new() })
+    }
+}
+
+impl prost::Message for OutFrame {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        prost::encoding::encode_key(FRAME_FIELD, WireType::LengthDelimited, buf);
+        encode_varint(self.0.bytes() as u64, buf);
+        buf.put_slice(&self.0.head);
+        self.0.payloads.iter().for_each(|payload| buf.put_slice(payload));
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl bytes::Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), prost::DecodeError> {
+        prost::encoding::skip_field(wire_type, tag, buf, ctx)
+    }
+
+    fn encoded_len(&self) -> usize {
+        let bytes = self.0.bytes();
+        key_len(FRAME_FIELD) + encoded_len_varint(bytes as u64) + bytes
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::internal::ExchangeRequest;
+    use crate::raft::Route;
+
+    #[test]
+    fn a_frame_goes_out_as_the_request_that_comes_in() {
+        let cluster = ClusterId(uuid::Uuid::from_u128(7));
+        let route = Route { cluster, from: NodeId(1), to: NodeId(2) };
+        let mut frame = Frame::encode(&route, &[]);
+        frame.payloads = vec![Bytes::from(vec![1; 300]), Bytes::from(vec![2; 5])];
+        let bytes = frame.to_bytes();
+        let sent = prost::Message::encode_to_vec(&OutFrame(frame));
+        let received = <ExchangeRequest as prost::Message>::decode(&sent[..]).unwrap();
+        assert_eq!(received.frame, bytes);
+    }
+}

@@ -1,0 +1,413 @@
+//! The server: a node with its ports and its tasks, from start to stop.
+//!
+//! | noun | file | what it does |
+//! |---|---|---|
+//! | settings | `settings` | what a server is told |
+//! | bootstrap | `bootstrap` | finds or founds the cluster |
+//! | announce | `announce` | tells the others what this node leads |
+//! | mover | `mover` | replicas and leaders of the partitions that this node leads |
+//! | controller | `controller` | nodes that come and go, on the metadata's leader |
+//! | upkeep | `upkeep` | replicas as the metadata wants them, retention, registration |
+
+mod announce;
+mod bootstrap;
+mod controller;
+mod mover;
+mod settings;
+mod upkeep;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use self::bootstrap::{BootstrapError, Seed};
+use self::mover::Mover;
+pub use self::settings::Settings;
+use crate::cluster::{self, Identity, IdentityError, Node, StartError};
+use crate::partition::Room;
+use crate::raft::{HostConfig, OnFatal};
+use crate::rpc::peer::{Door, FindAddress, HostKind, PeerServer, Transport};
+use crate::rpc::{self, Channels, Context};
+use crate::storage::fs::os::OsFs;
+use crate::storage::{self, DataDir};
+
+/// How long a node that stops tries to hand its leaderships over.
+const HAND_OVER: Duration = Duration::from_secs(8);
+/// How long calls that are under way may go on when a node stops.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is another server running there?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The data directory is somebody else's.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The node cannot become part of a cluster.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The node's replica of the metadata cannot be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// For clients.
+    pub clients: SocketAddr,
+    /// For other nodes.
+    pub peers: SocketAddr,
+    /// For metrics and health.
+    pub http: Option<SocketAddr>,
+}
+
+/// A server that runs.
+///
+/// Dropped without [`Server::stop`], it ends as a process does that is killed: its threads finish
+/// what they are at, and nothing is closed in order.
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    context: Context,
+    mover: Mover,
+    addresses: Addresses,
+    ready: watch::Receiver<Result<(), String>>,
+    fatal: watch::Receiver<Option<String>>,
+    stop_ports: watch::Sender<bool>,
+    ports: JoinSet<()>,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts a server and waits until its node is part of a cluster. It is ready to take calls a
+    /// little later: see [`Self::wait_until_ready`].
+    ///
+    /// Not cancel safe: a dropped future leaves the data directory as after a kill.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn start(settings: Settings) -> Result<Self, ServeError> {
+        let listeners = Listeners::bind(&settings)?;
+        let (fatal_sender, fatal) = watch::channel(None);
+        let opened = Opened::open(&settings).await?;
+        let registration = registration(&settings, &listeners, &opened.door.identity());
+        let first = FirstPort::serve(&listeners, &opened)?;
+        let identity = become_part(&opened, &settings, &registration).await?;
+        let node = start_node(&settings, &opened, identity, &fatal_sender).await?;
+        opened.door.open(node.clone());
+        let context = Context::new(node.clone(), opened.channels.clone());
+        let (stop_ports, stops) = watch::channel(false);
+        first.stop().await;
+        let addresses = listeners.addresses();
+        let ports = serve_ports(listeners, &opened, &context, &stops)?;
+        let (ready, tasks) =
+            start_tasks(&settings, &node, &context, registration, &Arc::new(fatal_sender));
+        let mover = Mover::new(node.clone(), opened.channels.clone());
+        let (node, context) = (node, context);
+        Ok(Self { node, context, mover, addresses, ready, fatal, stop_ports, ports, tasks })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Waits until the node knows the present and runs its replicas.
+    ///
+    /// Cancel safe: it changes nothing.
+    pub async fn wait_until_ready(&self) {
+        let mut ready = self.ready.clone();
+        // The sender goes only if the node has failed, of which `failed` tells.
+        let _ = ready.wait_for(Result::is_ok).await;
+    }
+
+    /// Waits for an error that ends the node, and says what it is.
+    ///
+    /// Cancel safe: it changes nothing.
+    pub async fn failed(&self) -> String {
+        let mut fatal = self.fatal.clone();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().expect("it was waited for"),
+            Err(_) => "the node's tasks ended".to_owned(),
+        }
+    }
+
+    /// Stops in order: hands leadership over, lets calls end, closes all logs.
+    pub async fn stop(mut self) {
+        self.context.start_draining();
+        announce::say_goodbye(&self.node, self.context.channels()).await;
+        let deadline = Instant::now() + HAND_OVER;
+        self.mover.hand_over_all(deadline).await;
+        if let Some(group) = self.node.inspect_metadata().await {
+            controller::hand_over(&self.node, &group);
+        }
+        self.node.start_closing();
+        self.stop_ports.send_replace(true);
+        let ports = async { while self.ports.join_next().await.is_some() {} };
+        // Streams that do not end by themselves are cut.
+        let _ = tokio::time::timeout(LAST_CALLS, ports).await;
+        self.ports.shutdown().await;
+        self.tasks.shutdown().await;
+        let node = self.node;
+        let stopped = tokio::task::spawn_blocking(move || node.stop());
+        if let Err(error) = stopped.await {
+            tracing::error!(%error, "the node did not stop in order");
+        }
+    }
+}
+
+struct Listeners {
+    clients: std::net::TcpListener,
+    peers: std::net::TcpListener,
+    http: Option<std::net::TcpListener>,
+}
+
+impl Listeners {
+    fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        Ok(Self {
+            clients: bind(settings.listen)?,
+            peers: bind(settings.peer_listen)?,
+            http: settings.http_listen.map(bind).transpose()?,
+        })
+    }
+
+    fn addresses(&self) -> Addresses {
+        let address = |listener: &std::net::TcpListener| listener.local_addr().expect("it listens");
+        Addresses {
+            clients: address(&self.clients),
+            peers: address(&self.peers),
+            http: self.http.as_ref().map(address),
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ServeError> {
+    let listen = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    listen().map_err(|source| ServeError::Listen { address, source })
+}
+
+/// What is open before the node is part of a cluster.
+struct Opened {
+    dir: Arc<DataDir>,
+    door: Arc<Door>,
+    channels: Arc<Channels>,
+    find_address: FindAddress,
+}
+
+impl Opened {
+    async fn open(settings: &Settings) -> Result<Self, ServeError> {
+        let (root, config) = (settings.data_dir.clone(), settings.storage.clone());
+        let node = settings.node;
+        let opened = tokio::task::spawn_blocking(move || -> Result<_, ServeError> {
+            let dir = Arc::new(DataDir::open(Arc::new(OsFs::new()), &root, config)?);
+            let identity = Identity::load_or_create(&dir, node)?;
+            Ok((dir, identity))
+        });
+        let (dir, identity) = opened.await.expect("opening a directory does not panic")?;
+        let door = Arc::new(Door::new(dir.clone(), identity));
+        let at = Arc::downgrade(&door);
+        let find_address: FindAddress = Arc::new(move |node| at.upgrade()?.peer_address(node));
+        let channels = Arc::new(Channels::new(find_address.clone()));
+        Ok(Self { dir, door, channels, find_address })
+    }
+}
+
+/// What the node says of itself to the metadata.
+fn registration(
+    settings: &Settings,
+    listeners: &Listeners,
+    identity: &Identity,
+) -> cluster::command::Node {
+    let addresses = listeners.addresses();
+    let told = |advertise: &Option<String>, address: SocketAddr| {
+        advertise.clone().unwrap_or_else(|| address.to_string())
+    };
+    cluster::command::Node {
+        id: settings.node.0,
+        incarnation: 0,
+        directory: identity.directory,
+        address: told(&settings.advertise, addresses.clients),
+        peer_address: told(&settings.peer_advertise, addresses.peers),
+        rack: settings.rack.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state: cluster::command::NodeState::Active as i32,
+        http_address: addresses.http.map(|http| http.to_string()).unwrap_or_default(),
+    }
+}
+
+/// The peer port as it is before the node runs: it only says who the node is.
+struct FirstPort {
+    stop: watch::Sender<bool>,
+    port: tokio::task::JoinHandle<()>,
+}
+
+impl FirstPort {
+    fn serve(listeners: &Listeners, opened: &Opened) -> Result<Self, ServeError> {
+        let address = listeners.addresses().peers;
+        let failed = |source| ServeError::Listen { address, source };
+        let listener = listeners.peers.try_clone().map_err(failed)?;
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
+        let (stop, stops) = watch::channel(false);
+        let peers = PeerServer::introduction(opened.door.clone(), opened.channels.clone());
+        let port = tokio::spawn(rpc::serve_introductions(listener, peers, stops));
+        Ok(Self { stop, port })
+    }
+
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(LAST_CALLS, &mut self.port).await.is_err() {
+            self.port.abort();
+        }
+    }
+}
+
+async fn become_part(
+    opened: &Opened,
+    settings: &Settings,
+    registration: &cluster::command::Node,
+) -> Result<Identity, BootstrapError> {
+    let own = (settings.node, registration.peer_address.clone());
+    let seeds = match settings.seeds.is_empty() {
+        true => std::slice::from_ref(&own),
+        false => settings.seeds.as_slice(),
+    };
+    let founding = bootstrap::find_cluster(&opened.door, seeds, settings.is_joining).await?;
+    bootstrap::take_part(&opened.door, &opened.dir, &founding, registration, seeds).await
+}
+
+async fn start_node(
+    settings: &Settings,
+    opened: &Opened,
+    identity: Identity,
+    fatal: &watch::Sender<Option<String>>,
+) -> Result<Arc<Node>, ServeError> {
+    let founding = identity.founding.as_ref().expect("it has just become part of a cluster");
+    let (cluster, node) = (founding.cluster_id(), settings.node);
+    let find_address = opened.find_address.clone();
+    let transport = Transport::new(cluster, node, find_address, tokio::runtime::Handle::current());
+    let fatal = fatal.clone();
+    let on_fatal: OnFatal = Arc::new(move |error: &storage::Error| {
+        fatal.send_replace(Some(error.to_string()));
+    });
+    let host = |kind: HostKind, shards: usize| HostConfig {
+        cluster,
+        node,
+        raft: settings.raft.clone(),
+        shards,
+        readers: settings.readers,
+        seed: node.0 ^ uuid::Uuid::new_v4().as_u64_pair().0,
+        send: transport.sender(kind),
+        on_fatal: on_fatal.clone(),
+    };
+    let metadata = host(HostKind::Metadata, 1);
+    let partitions = host(HostKind::Partitions, settings.shards);
+    let room = Room::new(settings.append_room_bytes);
+    let dir = opened.dir.clone();
+    let started = tokio::task::spawn_blocking(move || {
+        Node::start(identity, &dir, metadata, partitions, room)
+    });
+    Ok(Arc::new(started.await.expect("starting a node does not panic")?))
+}
+
+fn serve_ports(
+    listeners: Listeners,
+    opened: &Opened,
+    context: &Context,
+    stops: &watch::Receiver<bool>,
+) -> Result<JoinSet<()>, ServeError> {
+    let addresses = listeners.addresses();
+    let tokio_listener = |listener, address| {
+        TcpListener::from_std(listener).map_err(|source| ServeError::Listen { address, source })
+    };
+    let clients = tokio_listener(listeners.clients, addresses.clients)?;
+    let peers = tokio_listener(listeners.peers, addresses.peers)?;
+    let mut ports = JoinSet::new();
+    ports.spawn(rpc::serve_clients(clients, context.clone(), stops.clone()));
+    let door = PeerServer::new(opened.door.clone(), opened.channels.clone());
+    ports.spawn(rpc::serve_peers(peers, door, context.clone(), stops.clone()));
+    Ok(ports)
+}
+
+fn start_tasks(
+    settings: &Settings,
+    node: &Arc<Node>,
+    context: &Context,
+    registration: cluster::command::Node,
+    fatal: &Arc<watch::Sender<Option<String>>>,
+) -> (watch::Receiver<Result<(), String>>, JoinSet<()>) {
+    let starting = Err("the node does not know the cluster's state yet".to_owned());
+    let (is_ready, ready) = watch::channel(starting);
+    let (found, present) = watch::channel(None);
+    let (proposer, channels) = (context.proposer().clone(), context.channels().clone());
+    let mut tasks = Tasks { set: JoinSet::new(), fatal: fatal.clone() };
+    let at = node.clone();
+    tasks.spawn(async move { at.follow().await });
+    tasks.spawn(upkeep::find_present(proposer.clone(), found));
+    let failing = fatal.clone();
+    let fail = move |reason: &str| drop(failing.send_replace(Some(reason.to_owned())));
+    let known = present.clone();
+    tasks.spawn(upkeep::reconcile(node.clone(), proposer.clone(), known, is_ready, fail));
+    let (at, failing) = (node.clone(), fatal.clone());
+    tasks.spawn(async move {
+        if let Err(refusal) = upkeep::register(at, proposer, registration, present).await {
+            failing.send_replace(Some(refusal.to_string()));
+        }
+    });
+    tasks.spawn(upkeep::retain(node.clone(), settings.retention_every));
+    tasks.spawn(announce::announce(node.clone(), channels.clone()));
+    tasks.spawn(Mover::new(node.clone(), channels.clone()).run());
+    tasks.spawn(controller::control(node.clone(), channels));
+    (ready, tasks.set)
+}
+
+/// Tasks that a node cannot be without.
+struct Tasks {
+    set: JoinSet<()>,
+    fatal: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        let alarm = Alarm(self.fatal.clone());
+        self.set.spawn(async move {
+            task.await;
+            drop(alarm);
+        });
+    }
+}
+
+/// Ends the node when a task of it panics.
+struct Alarm(Arc<watch::Sender<Option<String>>>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.send_replace(Some("a task of the node panicked".to_owned()));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Clusters of servers in one process, over loopback.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use quipu::server::{Server, Settings};
+use quipu::types::NodeId;
+use quipu::{raft, storage};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Short times, so that elections do not make the tests long.
+fn raft_config() -> raft::Config {
+    raft::Config { tick_ms: 20, election_ticks: 20, heartbeat_ticks: 4, ..raft::Config::default() }
+}
+
+/// A port that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// What node `node` is told, to found a cluster with `seeds`.
+pub fn settings(root: &Path, node: u64, peer: SocketAddr, seeds: &[(u64, SocketAddr)]) -> Settings {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    Settings {
+        node: NodeId(node),
+        data_dir: root.join(node.to_string()),
+        listen: any,
+        peer_listen: peer,
+        http_listen: None,
+        advertise: None,
+        peer_advertise: None,
+        seeds: seeds.iter().map(|(node, address)| (NodeId(*node), address.to_string())).collect(),
+        is_joining: false,
+        rack: String::new(),
+        shards: 1,
+        readers: 1,
+        append_room_bytes: 64 * 1024 * 1024,
+        storage: storage::Config {
+            segment_bytes: 1024 * 1024,
+            low_water_bytes: 0,
+            reserve_bytes: 0,
+            ..storage::Config::default()
+        },
+        raft: raft_config(),
+        retention_every: Duration::from_millis(200),
+    }
+}
+
+/// Servers of one cluster, some of them maybe stopped.
+pub struct Cluster {
+    pub root: tempfile::TempDir,
+    pub settings: Vec<Settings>,
+    pub servers: Vec<Option<Server>>,
+}
+
+impl Cluster {
+    /// Starts `nodes` servers that found a cluster, and waits until all are ready.
+    pub async fn start(nodes: u64) -> Self {
+        crate::log();
+        let root = tempfile::tempdir().unwrap();
+        let seeds: Vec<_> = (1..=nodes).map(|node| (node, free_address())).collect();
+        let settings: Vec<_> =
+            seeds.iter().map(|(node, peer)| settings(root.path(), *node, *peer, &seeds)).collect();
+        let starting = settings.iter().cloned().map(|s| tokio::spawn(Server::start(s)));
+        let mut servers = Vec::new();
+        for server in starting.collect::<Vec<_>>() {
+            servers.push(Some(server.await.unwrap().unwrap()));
+        }
+        let cluster = Self { root, settings, servers };
+        for server in cluster.servers.iter().flatten() {
+            server.wait_until_ready().await;
+        }
+        cluster
+    }
+
+    pub fn server(&self, n: usize) -> &Server {
+        self.servers[n].as_ref().expect("the server runs")
+    }
+
+    /// Stops one in order.
+    pub async fn stop(&mut self, n: usize) {
+        self.servers[n].take().expect("the server runs").stop().await;
+    }
+
+    /// Starts one again.
+    pub async fn restart(&mut self, n: usize) {
+        let server = Server::start(self.settings[n].clone()).await.unwrap();
+        server.wait_until_ready().await;
+        self.servers[n] = Some(server);
+    }
+
+    pub fn data_dir(&self, n: usize) -> PathBuf {
+        self.settings[n].data_dir.clone()
+    }
+}
+
+/// Waits until `look` finds something.
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
