@@ -55,10 +55,13 @@
 
 pub mod batch;
 pub mod cli;
+pub mod config;
 pub mod partition;
 pub mod proto;
 pub mod raft;
+pub mod shutdown;
 pub mod storage;
+pub mod telemetry;
 pub mod types;
 
 const _: () = assert!(usize::BITS == 64, "whole segments are mapped: Quipu needs 64-bit addresses");
