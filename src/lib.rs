@@ -14,6 +14,9 @@
 //! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |
 //! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
 //! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
+//! | [`config`] | what a server can be told, and where each value came from | everything else |
+//! | [`telemetry`] | metrics, the HTTP port, how the process logs | what it is told numbers of |
+//! | [`shutdown`] | how far the end of a server has come | what ends |
 //! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
 //! | [`types`] | names that all share | everything else |
 //!

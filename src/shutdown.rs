@@ -134,4 +134,21 @@ mod tests {
         stopping.await.unwrap();
         shutdown.draining().await;
     }
+
+    #[tokio::test]
+    async fn the_first_signal_drains_and_the_second_stops() {
+        let shutdown = Shutdown::new();
+        shutdown.on_signals().unwrap();
+        let signal = |name: &str| {
+            let id = std::process::id().to_string();
+            let done = std::process::Command::new("kill").args(["-s", name, &id]).status();
+            assert!(done.unwrap().success());
+        };
+        assert_eq!(shutdown.stage(), Stage::Running);
+        signal("TERM");
+        shutdown.draining().await;
+        assert_eq!(shutdown.stage(), Stage::Draining);
+        signal("INT");
+        shutdown.stopping().await;
+    }
 }

@@ -14,5 +14,7 @@ mod process;
 mod trace_context;
 pub mod tracing;
 
-pub use metrics::{Cluster, Described, Kind, Labeled, Metrics, Replication, Storage, TopicMetrics};
+pub use metrics::{
+    Cluster, Described, Kind, Labeled, Metrics, Replication, Rpc, Storage, TopicMetrics,
+};
 pub use trace_context::{BadTraceparent, TraceContext};

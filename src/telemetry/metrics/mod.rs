@@ -9,12 +9,13 @@
 
 mod catalog;
 mod pulled;
+mod rpc;
 mod samples;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 use self::catalog::Registrar;
 pub use self::catalog::{Described, Kind, Labeled};
 use self::pulled::Source;
+pub use self::rpc::Rpc;
 use self::samples::{CLUSTER, PROCESS, REPLICATION, STORAGE};
 pub use self::samples::{Cluster, Replication, Storage};
 use super::process::Process;
@@ -44,28 +46,8 @@ pub struct Metrics {
     replication: Source<Replication>,
     storage: Source<Storage>,
     cluster: Source<Cluster>,
-    /// Calls that were answered: method, gRPC code.
-    pub rpc_requests: Labeled<Counter, 2>,
-    /// How long calls took: method.
-    pub rpc_request_duration: Labeled<Histogram, 1>,
-    /// Calls under way that are not streams.
-    pub rpc_requests_in_flight: Gauge,
-    /// Calls that were passed on to the leader: method.
-    pub rpc_forwarded: Labeled<Counter, 1>,
-    /// Input that was refused: the reason of the error.
-    pub rpc_rejected: Labeled<Counter, 1>,
-    /// Bytes of messages from clients.
-    pub rpc_received_bytes: Counter,
-    /// Bytes of messages to clients.
-    pub rpc_sent_bytes: Counter,
-    /// Connections of clients that are open.
-    pub rpc_connections: Gauge,
-    /// Connections of clients that were opened.
-    pub rpc_connections_opened: Counter,
-    /// Connections of clients that were refused: which limit.
-    pub rpc_connections_refused: Labeled<Counter, 1>,
-    /// Streams that are open: method.
-    pub rpc_streams: Labeled<Gauge, 1>,
+    /// Calls and connections of clients.
+    pub rpc: Rpc,
     /// Times that a subscription had data but no credit.
     pub subscribe_credit_stalls: Counter,
     /// Connections to the HTTP port that were refused.
@@ -114,55 +96,7 @@ impl Metrics {
             replication,
             storage,
             cluster,
-            rpc_requests: r.labeled(
-                "rpc_requests",
-                None,
-                ["method", "code"],
-                "Calls that were answered, by method and gRPC code",
-                Counter::default,
-            ),
-            rpc_request_duration: r.labeled(
-                "rpc_request_duration",
-                Some(Unit::Seconds),
-                ["method"],
-                "How long calls took that are not streams, from their first byte to their last",
-                || Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
-            ),
-            rpc_requests_in_flight: r.one(
-                "rpc_requests_in_flight",
-                None,
-                "Calls under way that are not streams",
-            ),
-            rpc_forwarded: r.labeled(
-                "rpc_forwarded",
-                None,
-                ["method"],
-                "Calls that were passed on to the leader",
-                Counter::default,
-            ),
-            rpc_rejected: r.labeled(
-                "rpc_rejected",
-                None,
-                ["reason"],
-                "Calls that were refused, by the reason in their error",
-                Counter::default,
-            ),
-            rpc_received_bytes: r.one("rpc_received", bytes(), "Messages from clients"),
-            rpc_sent_bytes: r.one("rpc_sent", bytes(), "Messages to clients"),
-            rpc_connections: r.one("rpc_connections", None, "Connections of clients now"),
-            rpc_connections_opened: r.one(
-                "rpc_connections_opened",
-                None,
-                "Connections that clients opened",
-            ),
-            rpc_connections_refused: r.labeled(
-                "rpc_connections_refused",
-                None,
-                ["limit"],
-                "Connections of clients that were refused, by the limit they met",
-                Counter::default,
-            ),
-            rpc_streams: r.labeled("rpc_streams", None, ["method"], "Streams now", Gauge::default),
+            rpc: Rpc::register(&mut r),
             subscribe_credit_stalls: r.one(
                 "subscribe_credit_stalls",
                 None,
@@ -233,13 +167,6 @@ impl Metrics {
     /// Says where numbers on the cluster are read, like [`Self::read_replication`].
     pub fn read_cluster(&self, read: impl Fn() -> Cluster + Send + Sync + 'static) {
         self.cluster.set(read);
-    }
-
-    /// Counts a call that is not a stream and was answered. `method` is a name from the API and
-    /// never what a client called.
-    pub fn rpc_answered(&self, method: &'static str, code: &'static str, took: Duration) {
-        self.rpc_requests.of([method, code]).inc();
-        self.rpc_request_duration.of([method]).observe(took.as_secs_f64());
     }
 
     /// Returns the counters of a topic.

@@ -1,17 +1,18 @@
 //! Tests of the metrics: what a scrape says, and the conventions that names keep.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 
 /// Metrics of which every one has been counted.
 fn touched() -> Arc<Metrics> {
     let metrics = Metrics::new();
-    metrics.rpc_answered("LogService/Produce", "OK", Duration::from_millis(3));
-    metrics.rpc_forwarded.of(["LogService/Produce"]).inc();
-    metrics.rpc_rejected.of(["CORRUPT_BATCH"]).inc();
-    metrics.rpc_connections_refused.of(["per_ip"]).inc();
-    metrics.rpc_streams.of(["LogService/Subscribe"]).inc();
+    metrics.rpc.answered("LogService/Produce", "OK", Duration::from_millis(3));
+    metrics.rpc.forwarded.of(["LogService/Produce"]).inc();
+    metrics.rpc.rejected.of(["CORRUPT_BATCH"]).inc();
+    metrics.rpc.connections_refused.of(["per_ip"]).inc();
+    metrics.rpc.streams.of(["LogService/Subscribe"]).inc();
     metrics.storage_sync_duration.observe(0.001);
     metrics.topic(Uuid::from_u128(7)).produced_records.inc_by(5);
     metrics.read_replication(|| Replication {
