@@ -47,7 +47,7 @@ pub use self::disk::{CheckpointOf, Disk, read_base, read_cold};
 pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
-pub use self::group::{Boot, Draft, Durability, Group, Incidents, Role};
+pub use self::group::{Boot, Draft, Durability, Follower, Group, Incidents, Inspection, Role};
 pub use self::hard_state::{Checkpoint, HardState};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::input::Input;

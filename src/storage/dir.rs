@@ -96,6 +96,11 @@ impl DataDir {
         Ok(directory)
     }
 
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.context.root
+    }
+
     /// How the directory was left by the process before.
     pub fn class(&self) -> Class {
         self.class

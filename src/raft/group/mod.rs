@@ -18,6 +18,7 @@
 //!   changes in a log but the last one are committed, whatever the replica has been told.
 //! * **A leader that is no voter any more steps down** when it applies the change.
 
+mod inspect;
 mod propose;
 mod quiescence;
 mod ready;
@@ -26,6 +27,7 @@ mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
 
+pub use self::inspect::{Follower, Inspection};
 use ::raft::{GetEntriesContext, RawNode, StateRole};
 use bytes::Bytes;
 

@@ -28,7 +28,7 @@ use self::turn::{ColdJob, Turn};
 use super::config::Config;
 use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::NotProposed;
-use super::group::mix;
+use super::group::{Inspection, mix};
 use super::input::Input;
 use super::machine::Machine;
 use super::membership::Operation;
@@ -128,6 +128,7 @@ enum Mail<M: Machine> {
         operations: Vec<Operation>,
         reply: oneshot::Sender<Result<u64, NotProposed>>,
     },
+    Inspect(LogId, oneshot::Sender<Option<Inspection>>),
     Synced(storage::Result<Vec<u64>>),
     Read(Input<M>),
     Retain(LogId, Policy),
@@ -234,6 +235,16 @@ where
     ) -> Result<oneshot::Receiver<Result<u64, NotProposed>>, Refused> {
         let (reply, receiver) = oneshot::channel();
         self.post(group, Mail::Change { group, operations, reply })?;
+        Ok(receiver)
+    }
+
+    /// Looks at a group. The receiver gets nothing if the group is not here.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn inspect(&self, group: LogId) -> Result<oneshot::Receiver<Option<Inspection>>, Refused> {
+        let (reply, receiver) = oneshot::channel();
+        self.post(group, Mail::Inspect(group, reply))?;
         Ok(receiver)
     }
 

@@ -207,6 +207,10 @@ impl<M: Machine> Turn<M> {
                 self.decisions.insert(ticket, reply);
                 self.inputs.push(Input::Change { group, ticket, operations });
             }
+            Mail::Inspect(group, reply) => {
+                // Who has gone away is told nothing.
+                let _ = reply.send(self.shard.group(group).map(Group::inspect));
+            }
             Mail::Synced(round) => self.inputs.extend(round?.into_iter().map(Input::Stored)),
             Mail::Read(input) => self.inputs.push(input),
             Mail::Retain(group, policy) => self.retain(group, &policy)?,
