@@ -15,6 +15,9 @@
 //! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |
 //! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
 //! | [`batch`] | the record batch: check, count, find, build | where a batch is kept |
+//! | [`config`] | what a server can be told, and where each value came from | everything else |
+//! | [`telemetry`] | metrics, the HTTP port, how the process logs | what it is told numbers of |
+//! | [`shutdown`] | how far the end of a server has come | what ends |
 //! | [`proto`] | types from `proto/`, for clients and for the server | everything else |
 //! | [`types`] | names that all share | everything else |
 //!
@@ -57,12 +60,15 @@
 pub mod batch;
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod partition;
 pub mod proto;
 pub mod raft;
 pub mod rpc;
 pub mod server;
+pub mod shutdown;
 pub mod storage;
+pub mod telemetry;
 pub mod types;
 
 const _: () = assert!(usize::BITS == 64, "whole segments are mapped: Quipu needs 64-bit addresses");

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 0 | done, and all is well |
 //! | 1 | something is damaged, or the command failed; the file and the position were printed |
-//! | 2 | the command line is wrong |
+//! | 2 | the command line or the configuration is wrong |
 //! | 3 | what the command was pointed at is not there |
 
 use std::io::{self, Write as _};
@@ -15,14 +15,17 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config as server_config;
 use crate::storage::Error;
 
+mod config;
 mod log;
 mod output;
 
 use self::output::{Format, Output};
 
 const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
 const EXIT_NOT_FOUND: u8 = 3;
 
 /// A partitioned, replicated, append-only log server.
@@ -38,6 +41,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check and print what a server would be configured with
+    Config(config::Args),
     /// Look at logs on disk, without a server and without changing anything
     Log(log::Args),
 }
@@ -56,6 +61,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut output = Output::new(cli.output);
     let done = match &cli.command {
+        Command::Config(args) => config::run(args, &mut output),
         Command::Log(args) => log::run(args, &mut output),
     };
     let done = done.and_then(|verdict| output.flush().map(|()| verdict));
@@ -90,6 +96,9 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<server_config::Error>() {
+        return EXIT_USAGE;
+    }
     match error.downcast_ref::<Error>() {
         Some(Error::UnknownLog { .. }) => EXIT_NOT_FOUND,
         Some(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
