@@ -21,6 +21,7 @@ use crate::storage::Error;
 mod config;
 mod log;
 mod output;
+mod serve;
 
 use self::output::{Format, Output};
 
@@ -45,10 +46,13 @@ enum Command {
     Config(config::Args),
     /// Look at logs on disk, without a server and without changing anything
     Log(log::Args),
+    /// Run a node of a cluster
+    Serve(Box<serve::Args>),
 }
 
 const AFTER_HELP: &str = "\
 Examples:
+  quipu serve --dev                        one node, for trying things out
   quipu log verify /var/lib/quipu          is everything on this disk as it was written?
   quipu log stats /var/lib/quipu           what is in there, log by log, segment by segment
   quipu -o json log stats /var/lib/quipu   the same for a program
@@ -63,6 +67,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Config(args) => config::run(args, &mut output),
         Command::Log(args) => log::run(args, &mut output),
+        Command::Serve(args) => serve::run(args),
     };
     let done = done.and_then(|verdict| output.flush().map(|()| verdict));
     match done {

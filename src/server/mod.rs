@@ -244,8 +244,9 @@ fn registration(
     identity: &Identity,
 ) -> cluster::command::Node {
     let addresses = listeners.addresses();
-    let told = |advertise: &Option<String>, address: SocketAddr| {
-        advertise.clone().unwrap_or_else(|| address.to_string())
+    let told = |advertise: &str, address: SocketAddr| match advertise.strip_suffix(":0") {
+        Some(host) => format!("{host}:{}", address.port()),
+        None => advertise.to_owned(),
     };
     cluster::command::Node {
         id: settings.node.0,
@@ -292,12 +293,13 @@ async fn become_part(
     registration: &cluster::command::Node,
 ) -> Result<Identity, BootstrapError> {
     let own = (settings.node, registration.peer_address.clone());
-    let seeds = match settings.seeds.is_empty() {
-        true => std::slice::from_ref(&own),
-        false => settings.seeds.as_slice(),
-    };
-    let founding = bootstrap::find_cluster(&opened.door, seeds, settings.is_joining).await?;
-    bootstrap::take_part(&opened.door, &opened.dir, &founding, registration, seeds).await
+    let is_own = |seed: &&Seed| seed.0 == settings.node;
+    let others = settings.seeds.iter().filter(|seed| !is_own(seed)).cloned();
+    let is_seed = settings.seeds.is_empty() || settings.seeds.iter().any(|seed| is_own(&seed));
+    // What it is told of its own address may have port 0.
+    let seeds: Vec<_> = is_seed.then_some(own).into_iter().chain(others).collect();
+    let founding = bootstrap::find_cluster(&opened.door, &seeds, settings.is_joining).await?;
+    bootstrap::take_part(&opened.door, &opened.dir, &founding, registration, &seeds).await
 }
 
 async fn start_node(

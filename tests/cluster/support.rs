@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use quipu::server::{Server, Settings};
 use quipu::types::NodeId;
-use quipu::{raft, storage};
+use quipu::{raft, rpc, storage};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,8 +29,8 @@ pub fn settings(root: &Path, node: u64, peer: SocketAddr, seeds: &[(u64, SocketA
         listen: any,
         peer_listen: peer,
         http_listen: None,
-        advertise: None,
-        peer_advertise: None,
+        advertise: any.to_string(),
+        peer_advertise: peer.to_string(),
         seeds: seeds.iter().map(|(node, address)| (NodeId(*node), address.to_string())).collect(),
         is_joining: false,
         rack: String::new(),
@@ -45,6 +45,9 @@ pub fn settings(root: &Path, node: u64, peer: SocketAddr, seeds: &[(u64, SocketA
         },
         raft: raft_config(),
         retention_every: Duration::from_millis(200),
+        drain_timeout: Duration::from_secs(5),
+        http_connections_max: 8,
+        limits: rpc::Limits::default(),
     }
 }
 
