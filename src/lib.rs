@@ -10,6 +10,7 @@
 //! | module | what it owns | what it must not know |
 //! |---|---|---|
 //! | `cli` | the command line | how bytes are stored |
+//! | [`rpc`] | the API: calls in, answers out, calls passed on | how bytes are stored |
 //! | [`cluster`] | nodes, topics, placement; what runs on a node | networks |
 //! | [`partition`] | what a log says of producers and groups; who waits for it | files, networks |
 //! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |

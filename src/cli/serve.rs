@@ -57,7 +57,7 @@ async fn serve(config: &ServerConfig) -> anyhow::Result<Verdict> {
     tracing::info!(node = %config.node_id, data_dir = %data_dir.display(), "starting");
     let settings = Settings::new(config, data_dir);
     let server = tokio::select! {
-        server = Server::start(settings, shutdown.clone()) => server?,
+        server = Server::start(settings) => server?,
         () = shutdown.draining() => return Ok(Verdict::Good),
     };
     let addresses = server.addresses();

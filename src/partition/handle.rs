@@ -4,7 +4,10 @@
 //! is bounded in bytes as well as in number. Reads do not pass through the shard at all: they go to
 //! the log, below the high watermark that the replica has shown.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -43,6 +46,12 @@ impl Room {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.bytes);
         self.permits.clone().acquire_many_owned(bytes).await.ok()
     }
+
+    /// Takes room if there is some at once.
+    fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.bytes);
+        self.permits.clone().try_acquire_many_owned(bytes).ok()
+    }
 }
 
 /// Where a batch was stored.
@@ -52,6 +61,34 @@ pub struct Appended {
     pub base_offset: u64,
     /// What "stored" means in this partition.
     pub durability: Durability,
+}
+
+/// A batch that is on its way into the log: resolves to where it is stored. Submissions that were
+/// taken one after another are appended in that order. If it is dropped, the outcome is unknown.
+#[derive(Debug)]
+pub struct Submitted {
+    receiver: oneshot::Receiver<Response>,
+}
+
+impl Submitted {
+    /// The outcome, if it is known already. To be asked no more once it was.
+    pub fn try_outcome(&mut self) -> Option<Result<Appended, AskError>> {
+        match self.receiver.try_recv() {
+            Ok(response) => Some(appended(response)),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(AskError::Unknown)),
+        }
+    }
+}
+
+impl Future for Submitted {
+    type Output = Result<Appended, AskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(Pin::new(&mut self.receiver).poll(cx));
+        // A shard that ends without an answer may have written the batch.
+        Poll::Ready(response.map_or(Err(AskError::Unknown), appended))
+    }
 }
 
 /// What a read found.
@@ -136,13 +173,32 @@ impl Handle {
     /// # Errors
     /// [`AskError`].
     pub async fn append(&self, batch: Batch, acks: Acks) -> Result<Appended, AskError> {
+        self.submit(batch, acks).await?.await
+    }
+
+    /// Sends a batch on its way once there is room for it. Until then the future can be dropped,
+    /// and nothing has happened.
+    ///
+    /// # Errors
+    /// [`AskError::NotTaken`]: nothing has changed.
+    pub async fn submit(&self, batch: Batch, acks: Acks) -> Result<Submitted, AskError> {
         let hold = self.room.take(batch.payload.len()).await;
-        match self.ask(Ask::Append { batch, acks }, hold).await? {
-            Response::Appended { base_offset, durability } => {
-                Ok(Appended { base_offset, durability })
-            }
-            other => Err(error_of(other)),
-        }
+        self.send(Ask::Append { batch, acks }, hold)
+    }
+
+    /// Sends a batch on its way if there is room for it at once.
+    ///
+    /// # Errors
+    /// [`AskError::NotTaken`]: nothing has changed. Without room, the node is overloaded.
+    pub fn try_submit(&self, batch: Batch, acks: Acks) -> Result<Submitted, AskError> {
+        let hold = self.room.try_take(batch.payload.len()).ok_or(Refused::Overloaded)?;
+        self.send(Ask::Append { batch, acks }, Some(hold))
+    }
+
+    fn send(&self, ask: Ask, hold: Option<OwnedSemaphorePermit>) -> Result<Submitted, AskError> {
+        let (sender, receiver) = oneshot::channel();
+        self.host.ask(self.group, ask, Reply { sender, hold })?;
+        Ok(Submitted { receiver })
     }
 
     /// Has a command followed.
@@ -250,7 +306,13 @@ impl Handle {
         let mut index = self.reader().index_of_offset(offset, access)?;
         while fetched.batches.is_empty() && index <= committed_index {
             let batches = &mut fetched.batches;
-            self.reader().read(index, committed_index, bytes_max, access, batches)?;
+            let read = self.reader().read(index, committed_index, bytes_max, access, batches);
+            // What comes before pages that are not in memory or damaged is good to be read.
+            if let Err(error) = read
+                && batches.is_empty()
+            {
+                return Err(error.into());
+            }
             let last = batches.last().expect("a read returns an entry or fails").header;
             (index, fetched.next_offset) = (last.index + 1, last.end_offset());
             batches.retain(|entry| entry.header.kind == Kind::Records);
@@ -261,6 +323,13 @@ impl Handle {
             fetched.next_offset
         );
         Ok(fetched)
+    }
+}
+
+fn appended(response: Response) -> Result<Appended, AskError> {
+    match response {
+        Response::Appended { base_offset, durability } => Ok(Appended { base_offset, durability }),
+        other => Err(error_of(other)),
     }
 }
 

@@ -54,7 +54,7 @@ pub use self::control::{
     Metadata, OffsetCommit, ResetOffsets,
 };
 pub use self::error::{CheckpointError, CommandError, Refusal};
-pub use self::handle::{Appended, AskError, FetchError, Fetched, Handle, Room};
+pub use self::handle::{Appended, AskError, FetchError, Fetched, Handle, Room, Submitted};
 pub use self::in_flight::{Admission, InFlight};
 pub use self::producers::{
     Answer, PRODUCER_IDLE_MS, PRODUCERS_MAX, Producers, RECENT_BATCHES_MAX, Submission, Verdict,

@@ -1,50 +1,110 @@
-//! Channels to other nodes, by node.
+//! Channels: connections to the peer ports of other nodes, made when they are first needed.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
-use super::peer::{FindAddress, lazy_channel};
+use super::error::Error;
+use super::limits::{
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX,
+    STREAM_WINDOW_BYTES,
+};
+use crate::proto::server::log_service_client::LogServiceClient;
 use crate::types::NodeId;
 
-/// Channels to the peer ports of other nodes, made when they are first needed.
+/// The request header that says whether a call may be passed on.
+pub const FORWARD_HEADER: &str = "quipu-forward";
+/// Its value for calls that may not.
+pub const FORWARD_OFF: &str = "off";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Connections to other nodes.
+///
+/// * One for each node, to the address that the node had when it was last asked for.
+#[derive(Debug, Default)]
 pub struct Channels {
-    find_address: FindAddress,
     by_node: Mutex<HashMap<NodeId, (String, Channel)>>,
 }
 
-/// There is no way to a node.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no address of node {0} is known")]
-pub struct NoAddress(pub NodeId);
-
 impl Channels {
-    /// Channels to the addresses that `find_address` finds.
-    pub fn new(find_address: FindAddress) -> Self {
-        Self { find_address, by_node: Mutex::default() }
-    }
-
-    /// The channel to a node. It connects when it is used.
+    /// The channel to a node at `address`. Nothing is sent before it is used.
     ///
     /// # Errors
-    /// [`NoAddress`].
-    pub fn get(&self, node: NodeId) -> Result<Channel, NoAddress> {
-        let address = (self.find_address)(node).ok_or(NoAddress(node))?;
+    /// [`Error::Unexpected`] if that is no address.
+    pub fn get(&self, node: NodeId, address: &str) -> Result<Channel, Error> {
         let mut by_node = self.by_node.lock().expect("nobody panics with the lock");
-        if let Some((known, channel)) = by_node.get(&node) {
-            if *known == address {
-                return Ok(channel.clone());
-            }
+        if let Some((_, channel)) = by_node.get(&node).filter(|(known, _)| known == address) {
+            return Ok(channel.clone());
         }
-        let channel = lazy_channel(&address).map_err(|_| NoAddress(node))?;
-        by_node.insert(node, (address, channel.clone()));
+        let channel = endpoint(address)?.connect_lazy();
+        by_node.insert(node, (address.to_owned(), channel.clone()));
         Ok(channel)
+    }
+
+    /// Forgets the channels to nodes that are gone.
+    pub fn retain(&self, is_there: impl Fn(NodeId) -> bool) {
+        let mut by_node = self.by_node.lock().expect("nobody panics with the lock");
+        by_node.retain(|node, _| is_there(*node));
     }
 }
 
-impl std::fmt::Debug for Channels {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Channels").finish_non_exhaustive()
+/// The way to a node at `address`. Nothing is connected yet.
+///
+/// # Errors
+/// [`Error::Unexpected`] if that is no address.
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|_| Error::Unexpected("a node's address is none"))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX))
+}
+
+/// The log service on another node.
+pub(super) fn log_client(channel: Channel) -> LogServiceClient<Channel> {
+    LogServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_channel_is_made_anew_when_the_address_changes() {
+        let channels = Channels::default();
+        let address = |node| {
+            let by_node = channels.by_node.lock().unwrap();
+            by_node.get(&NodeId(node)).map(|(address, _)| address.clone())
+        };
+        channels.get(NodeId(1), "127.0.0.1:1").unwrap();
+        channels.get(NodeId(1), "127.0.0.1:2").unwrap();
+        channels.get(NodeId(2), "127.0.0.1:3").unwrap();
+        assert_eq!(address(1).as_deref(), Some("127.0.0.1:2"));
+        channels.retain(|node| node == NodeId(1));
+        assert_eq!(address(2), None);
+        assert!(channels.get(NodeId(3), "no address").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_call_to_a_node_that_is_not_there_was_never_sent() {
+        use super::super::error::Effect;
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let channel = Channels::default().get(NodeId(1), &port.to_string()).unwrap();
+        let status = log_client(channel).fetch(crate::proto::server::FetchRequest::default()).await;
+        let error = Error::from(status.unwrap_err());
+        assert_eq!(error.effect(), Effect::NotDone, "{error:?}");
     }
 }

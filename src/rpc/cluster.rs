@@ -120,7 +120,7 @@ impl ClusterApi {
 
     async fn set_state(&self, node: u64, state: NodeState) -> Result<api::Node, Error> {
         let set = SetNodeState { node, state: state.into() };
-        self.context.propose(Verb::SetNodeState(set).into()).await?;
+        self.context.propose(Verb::SetNodeState(set)).await?;
         self.node(node)
     }
 
@@ -140,7 +140,7 @@ impl ClusterApi {
             replicas: topic.partitions[target.partition as usize].replicas.clone(),
             nodes: request.replicas,
         };
-        self.context.propose(Verb::MovePartition(r#move).into()).await?;
+        self.context.propose(Verb::MovePartition(r#move)).await?;
         Ok(())
     }
 

@@ -1,10 +1,54 @@
-//! RPC: everything that is said over gRPC, to clients and between nodes.
+//! The API: calls in, answers out, and calls passed on to the nodes that can answer them.
+//!
+//! It owns what stands in `proto/quipu/v1`: what a request may say, what an answer looks like and
+//! why a call fails. It knows neither files nor Raft; what is stored and who leads it asks
+//! [`crate::cluster`] and [`crate::partition`].
+//!
+//! | noun | file | what it is |
+//! |---|---|---|
+//! | context | `context` | what all services share: the node, the ways to others, look-ups |
+//! | call | `call` | until when a call may take, and whether it may be passed on |
+//! | log | `log` | the service that stores and reads records |
+//! | topic, cluster | `topic`, `cluster` | the services that administer both |
+//! | peer | `peer` | what nodes say to each other |
+//! | ports | `serve` | which services are served where |
+//! | error, status | `error`, `status` | why a call failed; the one table to gRPC codes |
+//! | limits, accept | `limits`, `accept`, `slow_body` | what strangers may cost |
+//! | channels | `channels` | connections to other nodes |
+//! | counters | `counters` | what there was to count |
+//! | convert | `convert` | the API's values and ours |
+//!
+//! # Invariants
+//! * **Everything is checked before anything is taken.** A refused call has changed nothing.
+//! * **A server retries only what was surely not done**, or what can be done twice without harm. A
+//!   deadline that ends after a proposal is answered with "outcome unknown".
+//! * **Every wait is bounded** in time, and everything that waits in bytes or in number.
+//! * **No payload is copied**: a batch is a slice of the buffer that it was received in.
 
+pub mod accept;
+mod call;
 mod channels;
+mod cluster;
 mod context;
+pub mod convert;
+mod counters;
+mod error;
+pub mod limits;
+mod log;
 pub mod peer;
 mod serve;
+mod slow_body;
+pub mod status;
+mod topic;
 
-pub use self::channels::{Channels, NoAddress};
-pub use self::context::Context;
+pub use self::call::Call;
+pub use self::channels::{Channels, FORWARD_HEADER, FORWARD_OFF};
+pub use self::cluster::ClusterApi;
+pub use self::context::{Context, Found, Route, Target};
+pub use self::counters::{Counters, Method};
+pub use self::error::{Effect, Error};
+pub use self::limits::Limits;
+pub use self::log::LogApi;
 pub use self::serve::{serve_clients, serve_introductions, serve_peers};
+pub use self::slow_body::SlowBodyLayer;
+pub use self::topic::TopicApi;

@@ -72,7 +72,7 @@ impl TopicApi {
             };
             return Ok(api::CreateTopicResponse { topic: Some(topic) });
         }
-        match self.context.propose(Verb::CreateTopic(create).into()).await {
+        match self.context.propose(Verb::CreateTopic(create)).await {
             // Asked a second time by the way there, or never heard of: the id tells.
             Err(error) if self.is_made(id, &error).await => {}
             done => drop(done?),
@@ -142,7 +142,7 @@ impl TopicApi {
             let expected = "left as it is: durability is fixed when a topic is made".to_owned();
             return Err(Error::InvalidConfig { key: "durability".to_owned(), expected });
         }
-        self.context.propose(Verb::AlterTopic(AlterTopic { id, config }).into()).await?;
+        self.context.propose(Verb::AlterTopic(AlterTopic { id, config })).await?;
         Ok(api::AlterTopicResponse { topic: Some(describe(&self.context, id).await?) })
     }
 
@@ -166,7 +166,7 @@ impl TopicApi {
         let replicas = topic.partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(1);
         let partitions = placement::place(&state, (wanted - from) as usize, replicas)?;
         let add = AddPartitions { id, from, partitions };
-        self.context.propose(Verb::AddPartitions(add).into()).await?;
+        self.context.propose(Verb::AddPartitions(add)).await?;
         self.wait_for_leaders(id, from, call.deadline).await;
         Ok(api::AddPartitionsResponse { topic: Some(describe(&self.context, id).await?) })
     }
@@ -178,7 +178,7 @@ impl TopicApi {
         self.context.refresh().await;
         let found = self.context.lookup(&request.name, &request.id).await?;
         let id = found.topic().id;
-        self.context.propose(Verb::DeleteTopic(DeleteTopic { id }).into()).await?;
+        self.context.propose(Verb::DeleteTopic(DeleteTopic { id })).await?;
         Ok(api::DeleteTopicResponse { id: id.uuid().to_string() })
     }
 

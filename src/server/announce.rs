@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::cluster::Node;
 use crate::raft::Role;
-use crate::rpc::Channels;
+use crate::rpc::Context;
 use crate::rpc::peer::{self, Announcement};
 use crate::types::{LogId, NodeId};
 
@@ -24,7 +24,8 @@ const TELL_ALL_EVERY: Duration = Duration::from_secs(30);
 type Led = Arc<HashMap<LogId, u64>>;
 
 /// Announces for ever: one task for each other node.
-pub(super) async fn announce(node: Arc<Node>, channels: Arc<Channels>) {
+pub(super) async fn announce(context: Context) {
+    let node = context.node().clone();
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let now = watch::Sender::new(Led::default());
@@ -40,9 +41,9 @@ pub(super) async fn announce(node: Arc<Node>, channels: Arc<Channels>) {
         }
         for to in node.state().nodes().map(crate::cluster::command::Node::node_id) {
             if to != node.id() && listeners.insert(to) {
-                let (node, channels, led) = (node.clone(), channels.clone(), now.subscribe());
+                let (context, led) = (context.clone(), now.subscribe());
                 speakers.spawn(async move {
-                    speak(&node, &channels, to, led).await;
+                    speak(&context, to, led).await;
                     to
                 });
             }
@@ -51,10 +52,11 @@ pub(super) async fn announce(node: Arc<Node>, channels: Arc<Channels>) {
 }
 
 /// Says for the last time that this node is about to stop, to all others.
-pub(super) async fn say_goodbye(node: &Node, channels: &Channels) {
+pub(super) async fn say_goodbye(context: &Context) {
+    let node = context.node();
     let others: Vec<_> = node.state().nodes().map(crate::cluster::command::Node::node_id).collect();
     for to in others.into_iter().filter(|to| *to != node.id()) {
-        let Ok(channel) = channels.get(to) else { continue };
+        let Ok(channel) = context.channel(to) else { continue };
         let incarnation = node.identity().incarnation;
         let told = Announcement { incarnation, is_stopping: true, ..Announcement::default() };
         let said = peer::announce(channel, node.cluster(), node.id(), told);
@@ -71,7 +73,8 @@ fn led_by(node: &Node) -> HashMap<LogId, u64> {
 }
 
 /// Tells one node, as long as it is part of the cluster.
-async fn speak(node: &Node, channels: &Channels, to: NodeId, now: watch::Receiver<Led>) {
+async fn speak(context: &Context, to: NodeId, now: watch::Receiver<Led>) {
+    let node = context.node();
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = Led::default();
@@ -96,7 +99,7 @@ async fn speak(node: &Node, channels: &Channels, to: NodeId, now: watch::Receive
             metadata_index: node.state().applied_index(),
             is_stopping: false,
         };
-        let Ok(channel) = channels.get(to) else { continue };
+        let Ok(channel) = context.channel(to) else { continue };
         spoke_at = Some(Instant::now());
         match peer::announce(channel, node.cluster(), node.id(), message).await {
             Ok(wants_full) => {

@@ -5,7 +5,6 @@
 //! * On a node that drains, somebody else leads the metadata.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -15,8 +14,7 @@ use super::mover::may_lead;
 use crate::cluster::command::{MovePartition, NodeState, RemoveNode, Verb};
 use crate::cluster::{FOUNDING_INCARNATION, Node, State, placement};
 use crate::raft::{Inspection, Operation, Role};
-use crate::rpc::Channels;
-use crate::rpc::peer::Proposer;
+use crate::rpc::Context;
 use crate::types::ReplicaId;
 
 const STEP_EVERY: Duration = Duration::from_millis(250);
@@ -26,8 +24,8 @@ const CAUGHT_UP_ENTRIES: u64 = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Controls for ever, whenever this node leads the metadata.
-pub(super) async fn control(node: Arc<Node>, channels: Arc<Channels>) {
-    let proposer = Proposer::new(node.clone(), channels);
+pub(super) async fn control(context: Context) {
+    let (node, proposer) = (context.node().clone(), context.proposer());
     let mut ticks = interval(STEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

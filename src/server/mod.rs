@@ -36,8 +36,6 @@ use crate::rpc::{self, Channels, Context};
 use crate::storage::fs::os::OsFs;
 use crate::storage::{self, DataDir};
 
-/// How long a node that stops tries to hand its leaderships over.
-const HAND_OVER: Duration = Duration::from_secs(8);
 /// How long calls that are under way may go on when a node stops.
 const LAST_CALLS: Duration = Duration::from_secs(2);
 
@@ -87,6 +85,7 @@ pub struct Server {
     context: Context,
     mover: Mover,
     addresses: Addresses,
+    drain_timeout: Duration,
     ready: watch::Receiver<Result<(), String>>,
     fatal: watch::Receiver<Option<String>>,
     stop_ports: watch::Sender<bool>,
@@ -107,20 +106,33 @@ impl Server {
         let (fatal_sender, fatal) = watch::channel(None);
         let opened = Opened::open(&settings).await?;
         let registration = registration(&settings, &listeners, &opened.door.identity());
-        let first = FirstPort::serve(&listeners, &opened)?;
+        let first = FirstPort::serve(&listeners, &opened, settings.limits.clone())?;
         let identity = become_part(&opened, &settings, &registration).await?;
         let node = start_node(&settings, &opened, identity, &fatal_sender).await?;
         opened.door.open(node.clone());
-        let context = Context::new(node.clone(), opened.channels.clone());
+        let (limits, counters) = (settings.limits.clone(), Arc::default());
+        let context = Context::new(node.clone(), opened.channels.clone(), limits, counters);
         let (stop_ports, stops) = watch::channel(false);
         first.stop().await;
         let addresses = listeners.addresses();
+        let drain_timeout = settings.drain_timeout;
+        let tasks = start_tasks(&settings, &context, registration, &Arc::new(fatal_sender));
+        let (ready, tasks) = tasks;
         let ports = serve_ports(listeners, &opened, &context, &stops)?;
-        let (ready, tasks) =
-            start_tasks(&settings, &node, &context, registration, &Arc::new(fatal_sender));
-        let mover = Mover::new(node.clone(), opened.channels.clone());
-        let (node, context) = (node, context);
-        Ok(Self { node, context, mover, addresses, ready, fatal, stop_ports, ports, tasks })
+        let mover = Mover::new(context.clone());
+        let server = Self {
+            node,
+            context,
+            mover,
+            addresses,
+            drain_timeout,
+            ready,
+            fatal,
+            stop_ports,
+            ports,
+            tasks,
+        };
+        Ok(server)
     }
 
     /// The node.
@@ -155,9 +167,9 @@ impl Server {
 
     /// Stops in order: hands leadership over, lets calls end, closes all logs.
     pub async fn stop(mut self) {
-        self.context.start_draining();
-        announce::say_goodbye(&self.node, self.context.channels()).await;
-        let deadline = Instant::now() + HAND_OVER;
+        self.context.drain();
+        announce::say_goodbye(&self.context).await;
+        let deadline = Instant::now() + self.drain_timeout;
         self.mover.hand_over_all(deadline).await;
         if let Some(group) = self.node.inspect_metadata().await {
             controller::hand_over(&self.node, &group);
@@ -232,7 +244,7 @@ impl Opened {
         let door = Arc::new(Door::new(dir.clone(), identity));
         let at = Arc::downgrade(&door);
         let find_address: FindAddress = Arc::new(move |node| at.upgrade()?.peer_address(node));
-        let channels = Arc::new(Channels::new(find_address.clone()));
+        let channels = Arc::new(Channels::default());
         Ok(Self { dir, door, channels, find_address })
     }
 }
@@ -268,14 +280,18 @@ struct FirstPort {
 }
 
 impl FirstPort {
-    fn serve(listeners: &Listeners, opened: &Opened) -> Result<Self, ServeError> {
+    fn serve(
+        listeners: &Listeners,
+        opened: &Opened,
+        limits: rpc::Limits,
+    ) -> Result<Self, ServeError> {
         let address = listeners.addresses().peers;
         let failed = |source| ServeError::Listen { address, source };
         let listener = listeners.peers.try_clone().map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let (stop, stops) = watch::channel(false);
         let peers = PeerServer::introduction(opened.door.clone(), opened.channels.clone());
-        let port = tokio::spawn(rpc::serve_introductions(listener, peers, stops));
+        let port = tokio::spawn(rpc::serve_introductions(listener, peers, limits, stops));
         Ok(Self { stop, port })
     }
 
@@ -357,7 +373,6 @@ fn serve_ports(
 
 fn start_tasks(
     settings: &Settings,
-    node: &Arc<Node>,
     context: &Context,
     registration: cluster::command::Node,
     fatal: &Arc<watch::Sender<Option<String>>>,
@@ -365,7 +380,7 @@ fn start_tasks(
     let starting = Err("the node does not know the cluster's state yet".to_owned());
     let (is_ready, ready) = watch::channel(starting);
     let (found, present) = watch::channel(None);
-    let (proposer, channels) = (context.proposer().clone(), context.channels().clone());
+    let (node, proposer) = (context.node(), context.proposer().clone());
     let mut tasks = Tasks { set: JoinSet::new(), fatal: fatal.clone() };
     let at = node.clone();
     tasks.spawn(async move { at.follow().await });
@@ -381,9 +396,9 @@ fn start_tasks(
         }
     });
     tasks.spawn(upkeep::retain(node.clone(), settings.retention_every));
-    tasks.spawn(announce::announce(node.clone(), channels.clone()));
-    tasks.spawn(Mover::new(node.clone(), channels.clone()).run());
-    tasks.spawn(controller::control(node.clone(), channels));
+    tasks.spawn(announce::announce(context.clone()));
+    tasks.spawn(Mover::new(context.clone()).run());
+    tasks.spawn(controller::control(context.clone()));
     (ready, tasks.set)
 }
 

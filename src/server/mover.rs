@@ -16,8 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::cluster::Node;
 use crate::cluster::command::{FinishMove, NodeState, Partition, Verb, topic_of};
 use crate::raft::{Inspection, Operation, Role};
-use crate::rpc::Channels;
-use crate::rpc::peer::{self, Proposer};
+use crate::rpc::{Context, peer};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 const STEP_EVERY: Duration = Duration::from_millis(200);
@@ -35,14 +34,12 @@ const FINISH_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(super) struct Mover {
     node: Arc<Node>,
-    channels: Arc<Channels>,
-    proposer: Proposer,
+    context: Context,
 }
 
 impl Mover {
-    pub(super) fn new(node: Arc<Node>, channels: Arc<Channels>) -> Self {
-        let proposer = Proposer::new(node.clone(), channels.clone());
-        Self { node, channels, proposer }
+    pub(super) fn new(context: Context) -> Self {
+        Self { node: context.node().clone(), context }
     }
 
     /// Moves for ever.
@@ -124,7 +121,7 @@ impl Mover {
         let index = group.membership.index;
         let mut have = BTreeSet::new();
         for voter in &group.membership.voters {
-            let Ok(channel) = self.channels.get(voter.node()) else { continue };
+            let Ok(channel) = self.context.channel(voter.node()) else { continue };
             let status = peer::inspect_replica(channel, self.node.cluster(), log).await;
             if let Ok(Some(status)) = status {
                 if status.replica == *voter && status.membership_index >= index {
@@ -137,7 +134,9 @@ impl Mover {
 
     async fn finish(&self, finish: FinishMove) {
         let deadline = Instant::now() + FINISH_DEADLINE;
-        if let Err(error) = self.proposer.propose(Verb::FinishMove(finish), deadline).await {
+        if let Err(error) =
+            self.context.proposer().propose(Verb::FinishMove(finish), deadline).await
+        {
             tracing::debug!(%error, "the end of a move is not known yet");
         }
     }

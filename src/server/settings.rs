@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bootstrap::Seed;
-use crate::types::NodeId;
 use crate::config::{self, ServerConfig};
+use crate::types::NodeId;
 use crate::{raft, rpc, storage};
 
 /// How often retention looks at the partitions.

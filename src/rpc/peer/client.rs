@@ -7,7 +7,8 @@ use prost::Message as _;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use super::endpoint::endpoint;
+use super::super::channels::endpoint;
+use super::super::error::Error;
 use super::propose::{ProposeError, Proposed, outcome};
 use super::service::{founding_of, founding_record};
 use crate::cluster::command::{Command, Verb};
@@ -26,6 +27,12 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct PeerError(String);
+
+impl From<Error> for PeerError {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}
 
 impl From<tonic::Status> for PeerError {
     fn from(status: tonic::Status) -> Self {

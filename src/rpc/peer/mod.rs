@@ -2,7 +2,6 @@
 
 mod client;
 mod door;
-mod endpoint;
 mod propose;
 mod service;
 mod transport;
@@ -12,7 +11,6 @@ pub use self::client::{
     introduce, propose_at, transfer_replica,
 };
 pub use self::door::Door;
-pub(super) use self::endpoint::lazy_channel;
 pub use self::propose::{ProposeError, Proposed, Proposer};
 pub use self::service::PeerServer;
 pub use self::transport::{FindAddress, HostKind, Transport};

@@ -134,7 +134,9 @@ impl Proposer {
         leader: crate::types::NodeId,
         command: Option<&Command>,
     ) -> Result<Proposed, ProposeError> {
-        let Ok(channel) = self.channels.get(leader) else { return Err(ProposeError::NoLeader) };
+        let address = self.node.peer_address(leader).ok_or(ProposeError::NoLeader)?;
+        let channel = self.channels.get(leader, &address);
+        let channel = channel.map_err(|_| ProposeError::NoLeader)?;
         let mut client = PeerServiceClient::new(channel);
         let request = ProposeRequest {
             cluster_id: self.node.cluster().0.as_bytes().to_vec().into(),

@@ -18,7 +18,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::endpoint::endpoint;
+use super::super::channels::endpoint;
 use crate::proto::internal::ExchangeResponse;
 use crate::raft::{Frame, Lane, SendFrame};
 use crate::types::{ClusterId, NodeId};

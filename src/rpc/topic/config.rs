@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::Config;
 use super::super::error::Error;
 use super::super::limits::ANSWER_BYTES_MAX;
+use super::Config;
 use crate::cluster::command::TopicConfig;
 
 const UNLIMITED: &str = "unlimited";
@@ -134,10 +134,10 @@ mod tests {
         ]);
         let config = parse(&set, TopicConfig::default()).unwrap();
         assert!(config.is_memory && config.retention_ms == Some(60_000));
-        assert_eq!(parse(&show(&config), TopicConfig::default()).unwrap(), TopicConfig {
-            batch_bytes_max: Some(BATCH_BYTES_MAX),
-            ..config
-        });
+        assert_eq!(
+            parse(&show(&config), TopicConfig::default()).unwrap(),
+            TopicConfig { batch_bytes_max: Some(BATCH_BYTES_MAX), ..config }
+        );
         let reset = reset(config, &["retention_ms".to_owned()]).unwrap();
         assert_eq!(reset.retention_ms, None);
     }

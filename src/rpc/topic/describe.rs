@@ -28,8 +28,7 @@ pub(super) async fn describe(context: &Context, id: Id) -> Result<api::Topic, Er
     let state = context.node().state();
     let topic = state.topic(id);
     let topic = topic.ok_or_else(|| Error::UnknownTopicId(id.uuid().to_string()))?;
-    let logs: Vec<LogId> =
-        (0..topic.partitions.len() as u32).map(|n| topic.log_id(n)).collect();
+    let logs: Vec<LogId> = (0..topic.partitions.len() as u32).map(|n| topic.log_id(n)).collect();
     let asked = stream::iter(logs.iter().copied()).map(|log| async move {
         let status = timeout(PATIENCE, status_of(context, log)).await;
         (log, status.ok().flatten())

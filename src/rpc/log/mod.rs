@@ -1,0 +1,127 @@
+//! The log service: records in and out.
+//!
+//! | method | file |
+//! |---|---|
+//! | Produce | `produce` |
+//! | ProduceStream | `pipeline`, `lane`, `link` |
+//! | Fetch | `fetch` |
+//! | Subscribe | `subscribe`, `credit` |
+//! | ListOffsets | `offsets` |
+//! | InitProducer | `producer` |
+
+mod check;
+mod fetch;
+mod lane;
+mod link;
+mod offsets;
+mod pipeline;
+mod produce;
+mod producer;
+
+use std::pin::Pin;
+
+use futures_util::stream;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::pipeline::Pipeline;
+use super::call::{Call, may_forward};
+use super::context::Context;
+use super::counters::Method;
+use super::error::Error;
+use super::limits::MESSAGE_BYTES_MAX;
+use crate::proto::server as api;
+use crate::proto::server::log_service_server::{LogService, LogServiceServer};
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The log service of a node.
+#[derive(Debug, Clone)]
+pub struct LogApi {
+    context: Context,
+}
+
+impl LogApi {
+    /// The log service of the node that `context` is of.
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    /// The service, with its limits, to be added to a server. The same one answers clients and
+    /// other nodes.
+    pub fn into_service(self) -> LogServiceServer<Self> {
+        LogServiceServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn answer<T>(&self, method: Method, outcome: Result<T, Error>) -> Result<Response<T>, Status> {
+        self.context.counters().count(method, &outcome);
+        outcome.map(Response::new).map_err(Status::from)
+    }
+}
+
+#[tonic::async_trait]
+impl LogService for LogApi {
+    async fn produce(
+        &self,
+        request: Request<api::ProduceRequest>,
+    ) -> Result<Response<api::ProduceResponse>, Status> {
+        let call = Call::of(request.metadata());
+        let outcome = produce::produce(&self.context, request.into_inner(), call).await;
+        self.answer(Method::Produce, outcome)
+    }
+
+    type ProduceStreamStream = Answers<api::ProduceStreamResponse>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<api::ProduceStreamRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let permit = self.context.enter()?;
+        let may_forward = may_forward(request.metadata());
+        let pipeline = Pipeline::new(self.context.clone(), request.into_inner(), may_forward);
+        let answers = stream::unfold((pipeline, permit), |(mut pipeline, permit)| async move {
+            let answer = pipeline.next().await?;
+            Some((answer, (pipeline, permit)))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<api::FetchRequest>,
+    ) -> Result<Response<api::FetchResponse>, Status> {
+        let call = Call::waiting(request.metadata(), fetch::wait_of(request.get_ref()));
+        let outcome = fetch::fetch(&self.context, request.into_inner(), call).await;
+        self.answer(Method::Fetch, outcome)
+    }
+
+    type SubscribeStream = Answers<api::SubscribeResponse>;
+
+    async fn subscribe(
+        &self,
+        _request: Request<Streaming<api::SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        Err(Status::unimplemented("subscriptions are not served yet"))
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<api::ListOffsetsRequest>,
+    ) -> Result<Response<api::ListOffsetsResponse>, Status> {
+        let call = Call::of(request.metadata());
+        let outcome = offsets::list_offsets(&self.context, request.into_inner(), call).await;
+        self.answer(Method::ListOffsets, outcome)
+    }
+
+    async fn init_producer(
+        &self,
+        request: Request<api::InitProducerRequest>,
+    ) -> Result<Response<api::InitProducerResponse>, Status> {
+        let call = Call::of(request.metadata());
+        let outcome = producer::init_producer(&self.context, request.into_inner(), call).await;
+        self.answer(Method::InitProducer, outcome)
+    }
+}

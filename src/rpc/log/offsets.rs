@@ -1,0 +1,162 @@
+//! ListOffsets: looking up offsets, surely and by now.
+//!
+//! Only a leader that a majority has confirmed after the question knows how far a partition is.
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::time::timeout_at;
+
+use super::super::call::{Call, Pauses};
+use super::super::channels::log_client;
+use super::super::context::{Context, Route, Target};
+use super::super::convert::{self, Place};
+use super::super::counters::add;
+use super::super::error::{Effect, Error};
+use super::super::limits::NAMED_PARTITIONS_MAX;
+use crate::partition::{AskError, FetchError, Handle};
+use crate::proto::server::{
+    ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, StartPosition,
+};
+use crate::storage::{self, Access};
+use crate::types::NodeId;
+
+/// Partitions that are looked into at the same time.
+const AT_ONCE_MAX: usize = 32;
+
+/// Answers one request.
+pub(super) async fn list_offsets(
+    context: &Context,
+    request: ListOffsetsRequest,
+    call: Call,
+) -> Result<ListOffsetsResponse, Error> {
+    let _permit = context.enter()?;
+    if request.partitions.len() > NAMED_PARTITIONS_MAX {
+        let expected = format!("at most {NAMED_PARTITIONS_MAX} partitions");
+        return Err(Error::field("partitions", expected));
+    }
+    let place = convert::place(request.position)?;
+    let topic = request.topic.as_str();
+    let found = context.lookup(topic, &request.topic_id).await?;
+    let partitions = match request.partitions.is_empty() {
+        true => (0..found.topic().partitions.len() as u32).collect(),
+        false => request.partitions,
+    };
+    let mut wanted = Vec::with_capacity(partitions.len());
+    for partition in partitions {
+        let target = context.target(topic, &request.topic_id, partition).await?;
+        wanted.push((place, target));
+    }
+    let offsets = look_up(context, topic, wanted, call).await?;
+    Ok(ListOffsetsResponse { topic_id: found.id().to_string(), offsets })
+}
+
+/// Looks up a place in each of some partitions of a topic, in their order.
+pub(super) async fn look_up(
+    context: &Context,
+    topic: &str,
+    wanted: Vec<(Place, Target)>,
+    call: Call,
+) -> Result<Vec<PartitionOffset>, Error> {
+    let one = |(place, target)| look_up_one(context, topic, target, place, call);
+    stream::iter(wanted.into_iter().map(one)).buffered(AT_ONCE_MAX).try_collect().await
+}
+
+async fn look_up_one(
+    context: &Context,
+    topic: &str,
+    target: Target,
+    place: Place,
+    call: Call,
+) -> Result<PartitionOffset, Error> {
+    let mut pauses = Pauses::new();
+    let mut hint = None;
+    loop {
+        let attempt = attempt(context, topic, target, place, call, hint);
+        let outcome = timeout_at(call.deadline, attempt).await.unwrap_or(Err(Error::NoLeader));
+        let error = match outcome {
+            Ok(offset) => return Ok(offset),
+            Err(error) => error,
+        };
+        // A question that was lost can be asked again.
+        let is_worth_another = call.may_forward && error.effect() != Effect::Final;
+        hint = error.leader().filter(|leader| hint != Some(*leader));
+        if !is_worth_another || !pauses.pause(call.deadline).await {
+            return Err(error);
+        }
+    }
+}
+
+async fn attempt(
+    context: &Context,
+    topic: &str,
+    target: Target,
+    place: Place,
+    call: Call,
+    hint: Option<NodeId>,
+) -> Result<PartitionOffset, Error> {
+    match context.route(target.log, hint) {
+        Route::Here(handle) => look_here(context, &handle, target, place).await,
+        Route::There(node) if call.may_forward => {
+            add(&context.counters().forwarded, 1);
+            let request = ListOffsetsRequest {
+                topic: topic.to_owned(),
+                topic_id: target.topic_id.to_string(),
+                partitions: vec![target.partition],
+                position: Some(StartPosition { position: Some(place.into()) }),
+            };
+            let mut client = log_client(context.channel(node)?);
+            let response = client.list_offsets(call.forwarded(request)).await?.into_inner();
+            let answer = response.offsets.into_iter().next();
+            answer.ok_or(Error::Unexpected("a node answers without an offset"))
+        }
+        Route::There(_) | Route::Unknown => Err(context.not_leader(target.log)),
+    }
+}
+
+async fn look_here(
+    context: &Context,
+    handle: &Handle,
+    target: Target,
+    place: Place,
+) -> Result<PartitionOffset, Error> {
+    let high_watermark = handle.barrier().await.map_err(|error| match error {
+        AskError::NotLeader { .. } => context.not_leader(target.log),
+        error => error.into(),
+    })?;
+    let status = handle.status();
+    let log_start = status.log_start.max(handle.reader().log_start_offset());
+    let offset = match place {
+        Place::Earliest => log_start,
+        Place::Latest => high_watermark,
+        Place::Offset(requested) if requested < log_start || requested > high_watermark => {
+            return Err(FetchError::OutOfRange { requested, log_start, high_watermark }.into());
+        }
+        Place::Offset(offset) => offset,
+        Place::Time(time_ms) => {
+            let found = offset_for_time(context, handle, time_ms).await?;
+            found.map_or(high_watermark, |offset| offset.min(high_watermark))
+        }
+    };
+    Ok(PartitionOffset {
+        partition: target.partition,
+        offset,
+        log_start_offset: log_start,
+        high_watermark,
+        leader_epoch: status.term,
+    })
+}
+
+async fn offset_for_time(
+    context: &Context,
+    handle: &Handle,
+    time_ms: i64,
+) -> Result<Option<u64>, Error> {
+    let found = match handle.reader().offset_for_time(time_ms, Access::Hot) {
+        Err(storage::Error::Cold) => {
+            let reader = handle.reader().clone();
+            let read = move || reader.offset_for_time(time_ms, Access::MayBlock);
+            context.read_cold(read).await??
+        }
+        found => found?,
+    };
+    Ok(found.map(|(offset, _)| offset))
+}

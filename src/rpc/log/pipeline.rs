@@ -1,0 +1,454 @@
+//! The pipeline: one produce stream, many batches in flight.
+//!
+//! There is no task and no queue between the connection and the partition: whoever writes the
+//! answers to the connection polls the pipeline, which reads requests, sends each on its way to
+//! its partition and gives the answers. A client that does not read its answers is not read from.
+//!
+//! Requests go the fast way: checked and sent to the partition's shard at once, or to the leader's
+//! node over one stream. What cannot be sent at once, or has to be sent again, goes the slow way of
+//! a single request, and everything behind it in its partition waits.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as Waker, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tonic::{Status, Streaming};
+
+use super::super::call::Call;
+use super::super::context::{Context, Route, Target, may_be_news};
+use super::super::counters::{Method, add};
+use super::super::error::{Effect, Error};
+use super::super::status;
+use super::check::{Checked, Unchecked};
+use super::lane::Lanes;
+use super::link::{Link, Outcomes};
+use super::produce::{self, count_stored, for_another_node, store, stored};
+use crate::partition::{Appended, AskError, Submitted};
+use crate::proto::server::produce_stream_response::Outcome;
+use crate::proto::server::{
+    ErrorReason, ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
+};
+use crate::types::{LogId, NodeId};
+
+/// How often deadlines are looked at.
+const DEADLINE_TICK: Duration = Duration::from_millis(250);
+
+type Produced = Result<ProduceResponse, Error>;
+
+/// One produce stream.
+pub(super) struct Pipeline {
+    context: Context,
+    requests: Streaming<ProduceStreamRequest>,
+    is_open: bool,
+    may_forward: bool,
+    lanes: Lanes<Item>,
+    heads: FuturesUnordered<Head>,
+    answers: VecDeque<ProduceStreamResponse>,
+    /// Requests that are not answered, and the bytes of their batches.
+    in_flight: usize,
+    bytes: usize,
+    /// A request whose check takes long. Nothing is read meanwhile.
+    checking: Option<Checking>,
+    links: HashMap<NodeId, Link>,
+    deadlines: Interval,
+}
+
+/// A request, how it is told apart, and what it takes.
+#[derive(Clone, Copy)]
+struct Ticket {
+    request_id: u64,
+    bytes: usize,
+    call: Call,
+}
+
+struct Checking {
+    ticket: Ticket,
+    /// Its partition, if that is known.
+    log: Option<LogId>,
+    outcome: BoxFuture<'static, Result<Checked, Error>>,
+}
+
+/// A request that waits for its answer.
+struct Item {
+    ticket: Ticket,
+    way: Way,
+    /// What is needed to send it; nothing if it failed before.
+    checked: Option<Box<Checked>>,
+    /// One before it was sent again after this was: it may have been refused for that.
+    is_overtaking: bool,
+}
+
+/// How a request is on its way.
+enum Way {
+    /// It waits for those before it.
+    Waiting,
+    /// To the partition's replica here.
+    Here(Submitted),
+    /// To another node.
+    There(Outcomes),
+    /// The slow way.
+    Slow(BoxFuture<'static, Produced>),
+    /// It has failed.
+    Failed(Option<Error>),
+}
+
+/// The first request of a lane, awaited.
+struct Head {
+    log: LogId,
+    item: Option<Item>,
+}
+
+impl Pipeline {
+    pub(super) fn new(
+        context: Context,
+        requests: Streaming<ProduceStreamRequest>,
+        may_forward: bool,
+    ) -> Self {
+        let mut deadlines = interval(DEADLINE_TICK);
+        deadlines.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            context,
+            requests,
+            is_open: true,
+            may_forward,
+            lanes: Lanes::default(),
+            heads: FuturesUnordered::new(),
+            answers: VecDeque::new(),
+            in_flight: 0,
+            bytes: 0,
+            checking: None,
+            links: HashMap::new(),
+            deadlines,
+        }
+    }
+
+    /// The next answer; `None` once all requests are answered and no more come.
+    pub(super) async fn next(&mut self) -> Option<Result<ProduceStreamResponse, Status>> {
+        loop {
+            if let Some(answer) = self.answers.pop_front() {
+                return Some(Ok(answer));
+            }
+            if !self.is_open && self.in_flight == 0 {
+                return None;
+            }
+            let may_read = self.is_open && self.checking.is_none() && self.has_room();
+            tokio::select! {
+                biased;
+                Some((log, item, produced)) = self.heads.next(), if !self.heads.is_empty() => {
+                    self.settle(log, item, produced);
+                }
+                checked = check(&mut self.checking), if self.checking.is_some() => {
+                    self.end_check(checked);
+                }
+                request = self.requests.message(), if may_read => {
+                    if let Err(status) = self.read(request) {
+                        return Some(Err(status));
+                    }
+                }
+                _ = self.deadlines.tick(), if !self.heads.is_empty() => self.pass_deadlines(),
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let limits = self.context.limits();
+        self.in_flight < limits.produce_requests_max && self.bytes < limits.produce_bytes_max
+    }
+
+    fn read(
+        &mut self,
+        request: Result<Option<ProduceStreamRequest>, Status>,
+    ) -> Result<(), Status> {
+        match request {
+            Ok(Some(request)) => self.take(request),
+            Ok(None) => self.is_open = false,
+            Err(status) => {
+                // What cannot be read has no number to be answered with.
+                self.is_open = false;
+                return Err(status);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a request in.
+    fn take(&mut self, request: ProduceStreamRequest) {
+        let ProduceStreamRequest { request_id, produce } = request;
+        let bytes = produce.as_ref().map_or(0, |produce| produce.batch.len());
+        let call = Call::within_stream(self.may_forward);
+        let ticket = Ticket { request_id, bytes, call };
+        self.in_flight += 1;
+        self.bytes += bytes;
+        let Some(produce) = produce else {
+            return self.answer(ticket, Err(Error::field("produce", "given")));
+        };
+        if self.context.is_draining() {
+            return self.answer(ticket, Err(Error::Draining));
+        }
+        let (topic, topic_id) = (&produce.topic, &produce.topic_id);
+        match self.context.find_target(topic, topic_id, produce.partition) {
+            Ok(target) => self.check(ticket, produce, target),
+            Err(error) if may_be_news(&error) => {
+                let context = self.context.clone();
+                let outcome = async move { produce::check(&context, produce).await };
+                self.checking = Some(Checking { ticket, log: None, outcome: Box::pin(outcome) });
+            }
+            Err(error) => self.answer(ticket, Err(error)),
+        }
+    }
+
+    /// Checks a request whose partition is known, here or elsewhere.
+    fn check(&mut self, ticket: Ticket, produce: ProduceRequest, target: Target) {
+        let checked = match Unchecked::new(produce, target) {
+            Ok(unchecked) if unchecked.is_heavy() => {
+                let context = self.context.clone();
+                let outcome = async move { unchecked.check_elsewhere(&context).await };
+                let (log, outcome) = (Some(target.log), Box::pin(outcome));
+                self.checking = Some(Checking { ticket, log, outcome });
+                return;
+            }
+            Ok(unchecked) => unchecked.check(),
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(checked) => self.send_new(ticket, checked),
+            Err(error) => self.fail(target.log, ticket, error),
+        }
+    }
+
+    fn end_check(&mut self, checked: Result<Checked, Error>) {
+        let Checking { ticket, log, .. } = self.checking.take().expect("a check has ended");
+        match (checked, log) {
+            (Ok(checked), _) => self.send_new(ticket, checked),
+            (Err(error), Some(log)) => self.fail(log, ticket, error),
+            (Err(error), None) => self.answer(ticket, Err(error)),
+        }
+    }
+
+    /// Answers a request that failed, in its turn.
+    fn fail(&mut self, log: LogId, ticket: Ticket, error: Error) {
+        let way = Way::Failed(Some(error));
+        let is_sent = !self.lanes.must_wait(log);
+        let item = Item { ticket, way, checked: None, is_overtaking: false };
+        if let Some(item) = self.lanes.push(log, item, is_sent) {
+            self.await_head(log, item);
+        }
+    }
+
+    /// Sends a request on its way, or puts it behind those that wait.
+    fn send_new(&mut self, ticket: Ticket, checked: Checked) {
+        let log = checked.target.log;
+        let checked = Some(Box::new(checked));
+        let mut item = Item { ticket, way: Way::Waiting, checked, is_overtaking: false };
+        let is_sent =
+            !self.lanes.must_wait(log) && send_fast(&self.context, &mut self.links, &mut item);
+        if let Some(head) = self.lanes.push(log, item, is_sent) {
+            self.lead(log, head);
+        }
+    }
+
+    /// Awaits a lane's new head, which may have to be sent the slow way.
+    fn lead(&mut self, log: LogId, mut head: Item) {
+        if matches!(head.way, Way::Waiting) {
+            head.way = slow_way(&self.context, &head);
+        }
+        self.await_head(log, head);
+    }
+
+    fn await_head(&mut self, log: LogId, head: Item) {
+        self.heads.push(Head { log, item: Some(head) });
+    }
+
+    /// Follows a lane whose head has come to an end, as far as outcomes are known.
+    fn settle(&mut self, log: LogId, item: Item, produced: Produced) {
+        let mut settled = Some((item, produced));
+        while let Some((item, produced)) = settled.take() {
+            let produced = match produced {
+                Err(error) if is_worth_another(&item, &error) => return self.send_again(log, item),
+                Err(Error::Ask(AskError::NotLeader { .. })) => Err(self.context.not_leader(log)),
+                produced => produced,
+            };
+            if let (Ok(_), Way::Here(_), Some(checked)) = (&produced, &item.way, &item.checked) {
+                count_stored(self.context.counters(), checked);
+            }
+            self.answer(item.ticket, produced);
+            let Some((mut next, is_sent)) = self.lanes.next_head(log) else { return };
+            let (context, links) = (&self.context, &mut self.links);
+            if !is_sent && send_fast(context, links, &mut next) {
+                self.lanes.head_is_sent(log);
+            }
+            self.lanes.send_waiting(log, |item| send_fast(context, links, item));
+            match next.try_outcome() {
+                Some(produced) => settled = Some((next, produced)),
+                None => self.lead(log, next),
+            }
+        }
+    }
+
+    fn send_again(&mut self, log: LogId, mut item: Item) {
+        self.lanes.send_head_again(log).for_each(|behind| behind.is_overtaking = true);
+        item.is_overtaking = false;
+        item.way = slow_way(&self.context, &item);
+        self.await_head(log, item);
+    }
+
+    fn answer(&mut self, ticket: Ticket, produced: Produced) {
+        assert!(self.in_flight > 0, "a request is answered that nobody waits for");
+        self.in_flight -= 1;
+        self.bytes -= ticket.bytes;
+        self.context.counters().count(Method::ProduceStream, &produced);
+        let outcome = Some(match produced {
+            Ok(response) => Outcome::Produced(response),
+            Err(error) => Outcome::Error(status::to_in_stream(&error)),
+        });
+        self.answers.push_back(ProduceStreamResponse { request_id: ticket.request_id, outcome });
+    }
+
+    /// Gives up on heads whose time is over.
+    fn pass_deadlines(&mut self) {
+        let now = Instant::now();
+        let is_late = |head: &Head| {
+            head.item.as_ref().is_some_and(|item| {
+                item.ticket.call.deadline <= now && !matches!(item.way, Way::Slow(_))
+            })
+        };
+        if !self.heads.iter().any(is_late) {
+            return;
+        }
+        for mut head in std::mem::take(&mut self.heads) {
+            let late = is_late(&head);
+            if let Some(item) = head.item.as_mut().filter(|_| late) {
+                item.way = Way::Failed(Some(Error::OutcomeUnknown));
+            }
+            self.heads.push(head);
+        }
+    }
+}
+
+impl Item {
+    /// The outcome, if it is known already.
+    fn try_outcome(&mut self) -> Option<Produced> {
+        match &mut self.way {
+            Way::Here(submitted) => {
+                let outcome = submitted.try_outcome()?;
+                Some(outcome.map_err(Error::from).and_then(|appended| self.stored(appended)))
+            }
+            Way::There(outcome) => match outcome.try_recv() {
+                Ok(produced) => Some(produced),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Closed) => Some(Err(Error::NoLeader)),
+            },
+            Way::Failed(error) => error.take().map(Err),
+            Way::Waiting | Way::Slow(_) => None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Waker<'_>) -> Poll<Produced> {
+        match &mut self.way {
+            Way::Here(submitted) => {
+                let outcome = ready!(Pin::new(submitted).poll(cx));
+                Poll::Ready(outcome.map_err(Error::from).and_then(|at| self.stored(at)))
+            }
+            Way::There(outcome) => {
+                // What is dropped without an answer was never sent.
+                let outcome = ready!(Pin::new(outcome).poll(cx));
+                Poll::Ready(outcome.unwrap_or(Err(Error::NoLeader)))
+            }
+            Way::Slow(outcome) => outcome.as_mut().poll(cx),
+            Way::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::OutcomeUnknown))),
+            Way::Waiting => Poll::Ready(Err(Error::Unexpected("a request leads without a way"))),
+        }
+    }
+
+    fn stored(&self, appended: Appended) -> Produced {
+        let checked = self.checked.as_ref();
+        checked.map(|checked| stored(checked, appended)).ok_or(Error::OutcomeUnknown)
+    }
+}
+
+impl Future for Head {
+    type Output = (LogId, Item, Produced);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Waker<'_>) -> Poll<Self::Output> {
+        let mut item = self.item.take().expect("a head is awaited until it ends");
+        match item.poll(cx) {
+            Poll::Ready(produced) => Poll::Ready((self.log, item, produced)),
+            Poll::Pending => {
+                self.item = Some(item);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+async fn check(checking: &mut Option<Checking>) -> Result<Checked, Error> {
+    match checking {
+        Some(checking) => checking.outcome.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends a request on its way if that can be done at once. True if it needs no sending any more.
+fn send_fast(context: &Context, links: &mut HashMap<NodeId, Link>, item: &mut Item) -> bool {
+    let (Way::Waiting, Some(checked)) = (&item.way, &item.checked) else { return true };
+    let way = match context.route(checked.target.log, None) {
+        Route::Here(handle) => {
+            handle.try_submit(checked.batch.clone(), checked.acks).ok().map(Way::Here)
+        }
+        Route::There(node) if item.ticket.call.may_forward => {
+            let link = open_link(context, links, node);
+            let sent = link.and_then(|link| link.send(for_another_node(checked)));
+            sent.map(Way::There)
+        }
+        Route::There(_) | Route::Unknown => None,
+    };
+    if let Some(way) = way {
+        item.way = way;
+    }
+    !matches!(item.way, Way::Waiting)
+}
+
+fn open_link<'a>(
+    context: &Context,
+    links: &'a mut HashMap<NodeId, Link>,
+    node: NodeId,
+) -> Option<&'a Link> {
+    links.retain(|_, link| link.is_open());
+    add(&context.counters().forwarded, 1);
+    Some(match links.entry(node) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => new.insert(Link::open(context.channel(node).ok()?)),
+    })
+}
+
+/// A request of its own, which looks for the leader until the deadline.
+fn slow_way(context: &Context, item: &Item) -> Way {
+    let (context, call) = (context.clone(), item.ticket.call);
+    match item.checked.clone() {
+        Some(checked) => Way::Slow(Box::pin(async move { store(&context, &checked, call).await })),
+        None => Way::Failed(Some(Error::Unexpected("what was not checked is sent"))),
+    }
+}
+
+/// True if a request that failed may be stored when it is sent again.
+fn is_worth_another(item: &Item, error: &Error) -> bool {
+    let (Some(checked), false) = (&item.checked, matches!(item.way, Way::Slow(_))) else {
+        return false;
+    };
+    let call = item.ticket.call;
+    let has_hope = match error.effect() {
+        Effect::NotDone => call.may_forward,
+        Effect::Unknown => checked.is_stamped(),
+        Effect::Final => {
+            item.is_overtaking && error.reason() == Some(ErrorReason::OutOfOrderSequence)
+        }
+    };
+    has_hope && !call.time_left().is_zero()
+}
