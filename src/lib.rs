@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | `cli` | the command line | how bytes are stored |
 //! | [`rpc`] | the API: calls in, answers out, calls passed on | how bytes are stored |
+//! | [`client`] | the Rust client: producer, consumer, administration | all but the public API |
 //! | [`cluster`] | nodes, topics, placement; what runs on a node | networks |
 //! | [`partition`] | what a log says of producers and groups; who waits for it | files, networks |
 //! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |
@@ -60,6 +61,7 @@
 
 pub mod batch;
 pub mod cli;
+pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod partition;

@@ -9,39 +9,70 @@
 //! | 1 | something is damaged, or the command failed; the file and the position were printed |
 //! | 2 | the command line or the configuration is wrong |
 //! | 3 | what the command was pointed at is not there |
+//! | 4 | the cluster cannot be reached, or not now; or it is unknown whether something was done |
+//! | 5 | the cluster or the topic is not in a state in which this can be done |
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::client;
 use crate::config as server_config;
 use crate::storage::Error;
 
+mod bench;
+mod cluster;
+mod completions;
 mod config;
+mod consume;
+mod errors;
 mod log;
 mod output;
+mod produce;
+mod remote;
 mod serve;
+mod topic;
 
-use self::output::{Format, Output};
+use self::output::{Format, Output, Printing};
+use self::remote::Advised;
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_NOT_FOUND: u8 = 3;
+const EXIT_UNAVAILABLE: u8 = 4;
+const EXIT_PRECONDITION: u8 = 5;
 
 /// A partitioned, replicated, append-only log server.
 #[derive(Debug, Parser)]
 #[command(name = "quipu", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
-    /// How to print data on standard output
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    /// How to print data on standard output: table or json [default: table, for records raw]
+    #[arg(short, long, global = true, value_name = "FORMAT", value_parser = Printing::parse)]
+    output: Option<Printing>,
+    #[command(flatten)]
+    remote: remote::Args,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make, look at, change and delete topics
+    Topic(topic::Args),
+    /// Send records, one per line
+    Produce(produce::Args),
+    /// Read records
+    Consume(consume::Args),
+    /// Look after the nodes of a cluster
+    Cluster(cluster::Args),
+    /// Measure how fast a cluster is
+    Bench(bench::Args),
+    /// Explain the reasons that errors give
+    Errors(errors::Args),
+    /// Print a script that lets a shell complete commands
+    Completions(completions::Args),
     /// Check and print what a server would be configured with
     Config(config::Args),
     /// Look at logs on disk, without a server and without changing anything
@@ -53,22 +84,22 @@ enum Command {
 const AFTER_HELP: &str = "\
 Examples:
   quipu serve --dev                        one node, for trying things out
+  quipu topic create orders --partitions 6
+  quipu produce orders < orders.ndjson
+  quipu consume orders --from earliest
   quipu log verify /var/lib/quipu          is everything on this disk as it was written?
   quipu log stats /var/lib/quipu           what is in there, log by log, segment by segment
   quipu -o json log stats /var/lib/quipu   the same for a program
   quipu log --help                         more about the offline tools
 
-Exit codes: 0 all is well, 1 damage or failure, 2 wrong usage, 3 not found.";
+Exit codes: 0 all is well, 1 damage or failure, 2 wrong usage, 3 not found,
+4 unavailable or the outcome is unknown, 5 a precondition is not met.";
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut output = Output::new(cli.output);
-    let done = match &cli.command {
-        Command::Config(args) => config::run(args, &mut output),
-        Command::Log(args) => log::run(args, &mut output),
-        Command::Serve(args) => serve::run(args),
-    };
+    let mut output = Output::new(cli.format());
+    let done = cli.run(&mut output);
     let done = done.and_then(|verdict| output.flush().map(|()| verdict));
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
@@ -79,6 +110,40 @@ pub fn main() -> ExitCode {
             let advice = advice(&error).map_or(String::new(), |advice| format!("\nhint: {advice}"));
             let _ = writeln!(io::stderr(), "error: {}{advice}", message(&error));
             ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+impl Cli {
+    fn run(&self, output: &mut Output) -> anyhow::Result<Verdict> {
+        match &self.command {
+            Command::Topic(args) => topic::run(args, &self.remote, output),
+            Command::Produce(args) => produce::run(args, &self.remote, output),
+            Command::Consume(args) => {
+                let printing = self.output.as_ref().unwrap_or(&Printing::Raw);
+                consume::run(args, printing, &self.remote, output)
+            }
+            Command::Cluster(args) => cluster::run(args, &self.remote, output),
+            Command::Bench(args) => bench::run(args, &self.remote, output),
+            Command::Errors(args) => errors::run(args, output),
+            Command::Completions(args) => completions::run(args, output),
+            Command::Config(args) => config::run(args, output),
+            Command::Log(args) => log::run(args, output),
+            Command::Serve(args) => serve::run(args),
+        }
+    }
+
+    /// How to print what are not records. Ends the process if only records can be printed so.
+    fn format(&self) -> Format {
+        let prints_records = matches!(self.command, Command::Consume(_));
+        match &self.output {
+            None => Format::Table,
+            Some(Printing::Format(format)) => *format,
+            Some(Printing::Raw | Printing::Template(_)) if prints_records => Format::Table,
+            Some(Printing::Raw | Printing::Template(_)) => {
+                let message = "this command prints a table or json: use -o table or -o json";
+                Self::command().error(ErrorKind::InvalidValue, message).exit()
+            }
         }
     }
 }
@@ -101,6 +166,12 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = remote_error(error) {
+        return remote_exit_code(error);
+    }
+    if error.is::<errors::UnknownReason>() {
+        return EXIT_NOT_FOUND;
+    }
     if error.is::<server_config::Error>() {
         return EXIT_USAGE;
     }
@@ -113,9 +184,35 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+fn remote_exit_code(error: &client::Error) -> u8 {
+    use client::Error as E;
+    match error {
+        E::NotFound(_) | E::OffsetOutOfRange(_) => EXIT_NOT_FOUND,
+        E::Unavailable(_) | E::Exhausted(_) | E::OutcomeUnknown(_) => EXIT_UNAVAILABLE,
+        E::Precondition(_) | E::AlreadyExists(_) => EXIT_PRECONDITION,
+        E::InvalidRequest(_) | E::DataLoss(_) | E::Internal(_) => EXIT_FAILED,
+        E::Record(_) | E::DamagedBatch { .. } | E::Closed => EXIT_FAILED,
+    }
+}
+
+fn remote_error(error: &anyhow::Error) -> Option<&client::Error> {
+    let advised = error.downcast_ref::<Advised>().map(|advised| &advised.error);
+    advised.or_else(|| error.downcast_ref())
+}
+
 /// What to try next.
-fn advice(error: &anyhow::Error) -> Option<&'static str> {
-    match error.downcast_ref::<Error>()? {
+fn advice(error: &anyhow::Error) -> Option<&str> {
+    match error.downcast_ref::<Advised>() {
+        Some(advised) => Some(&advised.hint),
+        None => match remote_error(error) {
+            Some(error) => error.hint(),
+            None => storage_advice(error.downcast_ref()?),
+        },
+    }
+}
+
+fn storage_advice(error: &Error) -> Option<&'static str> {
+    match error {
         Error::UnknownLog { .. } => Some("without --log, `quipu log stats DIR` lists all logs"),
         Error::Io { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => Some("check the path; it is the server's data directory"),

@@ -15,6 +15,30 @@ pub(super) enum Format {
     Json,
 }
 
+/// How data is to be printed, as the command line says: a [`Format`], or one of those that
+/// `quipu consume` knows beside them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Printing {
+    Format(Format),
+    /// Values of records, and nothing else.
+    Raw,
+    /// Records as a template says.
+    Template(String),
+}
+
+impl Printing {
+    /// Reads what stands after `-o`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Self::Format(Format::Table)),
+            "json" => Ok(Self::Format(Format::Json)),
+            "raw" => Ok(Self::Raw),
+            template if template.contains('%') => Ok(Self::Template(template.to_owned())),
+            _ => Err("expected `table` or `json`; for records also `raw` or a template".to_owned()),
+        }
+    }
+}
+
 /// Standard output, buffered.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -30,6 +54,11 @@ impl Output {
     /// Writes one line of text.
     pub(super) fn line(&mut self, line: &str) -> anyhow::Result<()> {
         Ok(writeln!(self.out, "{line}")?)
+    }
+
+    /// Writes bytes as they are.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        Ok(self.out.write_all(bytes)?)
     }
 
     /// Writes one JSON object on a line of its own.

@@ -1,0 +1,370 @@
+//! The task that sends one partition's batches: over a stream to the leader, again after a break.
+//!
+//! It runs from the partition's first record until the producer ends. What may be sent, and under
+//! which number, is the [`Window`]'s to say; here are time, retries and the network.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc};
+use tonic::Streaming;
+
+use super::accumulator::{Accumulator, Closed, Next};
+use super::window::{Batch, Done, Fate, Outgoing, Step, Window};
+use super::{ProducerConfig, Receipt};
+use crate::batch::payload_crc;
+use crate::client::call::{Effect, Target};
+use crate::client::connection::Route;
+use crate::client::error::Repeat;
+use crate::client::retry::{Backoff, random_fraction};
+use crate::client::wire::{self, Produce, StreamedProduce};
+use crate::client::{Client, Error, Failure};
+use crate::proto::client::produce_stream_response::Outcome as Answer;
+use crate::proto::client::{
+    ErrorReason, InitProducerRequest, ProduceStreamResponse, ProducerStamp,
+};
+
+/// A stream that owes answers and gives none for so long is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A stream that nobody uses is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Leader hints followed at once, before pauses begin.
+const HINTS_MAX: u32 = 2;
+/// How long to look for a leader before any node is asked to forward.
+const TOPOLOGY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait when the retry budget is used up.
+const BUDGET_PAUSE: Duration = Duration::from_millis(250);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Lane {
+    client: Client,
+    config: Arc<ProducerConfig>,
+    topic_id: Arc<str>,
+    accumulator: Arc<Accumulator>,
+    window: Window,
+    room: Arc<Semaphore>,
+    /// The accumulator has said that there will be no more.
+    has_ended: bool,
+    backoff: Backoff,
+    /// Leader hints followed since the last success.
+    hints: u32,
+    /// The last failure named a leader to go to.
+    is_hinted: bool,
+    /// What is in the way, since the last success.
+    last_failure: Option<Failure>,
+    /// When the server last answered, or was first asked to.
+    last_answer: Instant,
+}
+
+/// An open stream.
+struct Stream {
+    requests: mpsc::Sender<StreamedProduce>,
+    answers: Streaming<ProduceStreamResponse>,
+}
+
+impl Lane {
+    pub(super) fn new(
+        client: Client,
+        config: Arc<ProducerConfig>,
+        topic_id: Arc<str>,
+        accumulator: Arc<Accumulator>,
+        room: Arc<Semaphore>,
+    ) -> Self {
+        let window = Window::new(config.batches_in_flight, config.is_idempotent);
+        Self {
+            client,
+            config,
+            topic_id,
+            accumulator,
+            window,
+            room,
+            has_ended: false,
+            backoff: Backoff::new(),
+            hints: 0,
+            is_hinted: false,
+            last_failure: None,
+            last_answer: Instant::now(),
+        }
+    }
+
+    /// Runs until the producer ends and all its records are done with.
+    pub(super) async fn run(mut self) {
+        while self.has_work().await {
+            if let Err(failure) = self.connect_and_send().await {
+                self.recover(failure).await;
+            }
+        }
+    }
+
+    fn partition(&self) -> u32 {
+        self.accumulator.partition()
+    }
+
+    /// Waits for something to send. Returns false if there will never be.
+    async fn has_work(&mut self) -> bool {
+        while self.window.is_empty() && !self.has_ended {
+            match self.accumulator.next().await {
+                Next::Batch(closed) => self.admit(closed),
+                Next::End => self.has_ended = true,
+            }
+        }
+        !self.window.is_empty()
+    }
+
+    /// Sends over one stream until it ends. Well if nobody needs it any more.
+    async fn connect_and_send(&mut self) -> Result<(), Failure> {
+        if self.window.needs_identity() {
+            self.take_identity().await?;
+        }
+        let (client, config) = (self.client.clone(), self.config.clone());
+        let target = Target::Leader { topic: &config.topic, partition: self.partition() };
+        let route = client.nodes().leader(&config.topic, self.partition());
+        let done = match self.open(&route).await {
+            Ok(stream) => self.exchange(stream).await,
+            Err(failure) => Err(failure),
+        };
+        let Err(failure) = done else {
+            return Ok(());
+        };
+        let failure = failure.asked_of(&route.address);
+        // A server may close a stream that has nothing to do.
+        if !self.window.is_empty() {
+            self.is_hinted = client.note_failure(target, &route, &failure);
+        }
+        Err(failure)
+    }
+
+    /// Makes this producer known to the partition, and keeps out what is left of earlier attempts.
+    async fn take_identity(&mut self) -> Result<(), Failure> {
+        let deadline = self.window.deadline().unwrap_or_else(Instant::now);
+        let asked = tokio::time::timeout_at(deadline.into(), self.init_producer()).await;
+        let answer = asked.unwrap_or_else(|_| Err(self.timed_out().into()));
+        match answer {
+            Ok(identity) => self.window.set_identity(identity),
+            Err(error) if error.reason() == ErrorReason::UnknownProducer => {
+                self.window.forget_identity();
+            }
+            Err(error) => {
+                let failure = error.failure().cloned();
+                return Err(failure.unwrap_or_else(|| Failure::cut(&error.to_string())));
+            }
+        }
+        Ok(())
+    }
+
+    async fn init_producer(&self) -> Result<ProducerStamp, Error> {
+        let (topic, partition) = (&self.config.topic, self.partition());
+        let request = InitProducerRequest {
+            topic: topic.clone(),
+            topic_id: self.topic_id.to_string(),
+            partition,
+            producer_id: self.window.producer_id(),
+        };
+        let target = Target::Leader { topic, partition };
+        let call = self.client.call(Effect::Repeatable, target, |route, timeout| {
+            let request = route.request(request.clone(), timeout);
+            async move { route.log().init_producer(request).await }
+        });
+        let answer = call.await?;
+        Ok(ProducerStamp {
+            producer_id: answer.producer_id,
+            producer_epoch: answer.producer_epoch,
+            base_sequence: answer.next_sequence,
+        })
+    }
+
+    /// Opens a stream with as much as may be on its way in it already.
+    async fn open(&mut self, route: &Route) -> Result<Stream, Failure> {
+        let (requests, receiver) = mpsc::channel(self.config.batches_in_flight);
+        self.send_all(&requests);
+        self.last_answer = Instant::now();
+        let opened = wire::produce_stream(route, receiver);
+        match tokio::time::timeout_at(self.patience().into(), opened).await {
+            Ok(answers) => Ok(Stream { requests, answers: answers? }),
+            Err(_) => Err(Failure::silent(ANSWER_TIMEOUT)),
+        }
+    }
+
+    /// Sends batches and takes answers until the stream ends or is not needed.
+    async fn exchange(&mut self, mut stream: Stream) -> Result<(), Failure> {
+        let accumulator = self.accumulator.clone();
+        while !(self.window.needs_identity() || self.has_ended && self.window.is_empty()) {
+            self.send_all(&stream.requests);
+            let takes_more = self.window.has_room() && !self.has_ended;
+            tokio::select! {
+                answer = stream.answers.message() => match answer? {
+                    Some(answer) => self.on_answer(answer)?,
+                    None => return Err(Failure::cut("the server ended the stream")),
+                },
+                next = accumulator.next(), if takes_more => match next {
+                    Next::Batch(closed) => self.admit(closed),
+                    Next::End => self.has_ended = true,
+                },
+                () = tokio::time::sleep_until(self.patience().into()) => {
+                    return match self.window.is_empty() {
+                        true => Ok(()),
+                        false => Err(Failure::silent(self.last_answer.elapsed())),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Until when nothing needs to happen.
+    fn patience(&self) -> Instant {
+        match self.window.deadline() {
+            Some(deadline) => deadline.min(self.last_answer + ANSWER_TIMEOUT),
+            None => self.last_answer + IDLE_TIMEOUT,
+        }
+    }
+
+    /// The channel has a place for every batch that the window lets out.
+    fn send_all(&mut self, requests: &mpsc::Sender<StreamedProduce>) {
+        while let Ok(place) = requests.try_reserve() {
+            let Some(outgoing) = self.window.next_to_send() else {
+                return;
+            };
+            place.send(self.request(outgoing));
+        }
+    }
+
+    fn request(&self, outgoing: Outgoing) -> StreamedProduce {
+        let produce = Produce {
+            topic: self.config.topic.clone(),
+            topic_id: self.topic_id.to_string(),
+            partition: self.partition(),
+            batch: outgoing.bytes,
+            crc: Some(outgoing.crc),
+            acks: self.config.acks.into(),
+            producer: outgoing.stamp,
+        };
+        StreamedProduce { request_id: outgoing.request_id, produce: Some(produce) }
+    }
+
+    /// Encodes a batch and takes it into the window.
+    fn admit(&mut self, mut closed: Closed) {
+        if self.window.is_empty() {
+            self.last_answer = Instant::now();
+        }
+        let record_count = closed.builder.record_count();
+        let built = closed.builder.build(self.config.codec);
+        let Closed { waiters, room, since, .. } = closed;
+        match built {
+            Ok(bytes) => {
+                let (crc, deadline) = (payload_crc(&bytes), since + self.config.delivery_timeout);
+                self.window.push(Batch { bytes, crc, record_count, waiters, room, deadline });
+            }
+            Err(error) => {
+                let outcomes = waiters.into_iter();
+                outcomes.for_each(|waiter| drop(waiter.send(Err(Error::Record(error)))));
+                self.give_back(room);
+            }
+        }
+    }
+
+    fn on_answer(&mut self, answer: ProduceStreamResponse) -> Result<(), Failure> {
+        self.last_answer = Instant::now();
+        let outcome = match answer.outcome {
+            Some(Answer::Produced(produced)) => Ok(produced.base_offset),
+            Some(Answer::Error(error)) => Err(Failure::from(error)),
+            None => return Err(Failure::cut("the server sent an answer without an outcome")),
+        };
+        match self.window.on_answer(answer.request_id, outcome) {
+            Step::Done(done) => self.finish(done),
+            Step::Wait => {}
+            Step::Restart(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    /// Gives up what cannot be tried again, and waits before the rest is.
+    async fn recover(&mut self, failure: Failure) {
+        self.finish_all(|window| window.on_cut(&failure));
+        if failure.repeat() == Repeat::Useless {
+            self.finish_all(|window| window.fail_all(&failure));
+        }
+        self.last_failure = Some(failure);
+        self.expire();
+        if let Some(deadline) = self.window.deadline() {
+            let _ = tokio::time::timeout_at(deadline.into(), self.pause()).await;
+            self.expire();
+        }
+    }
+
+    async fn pause(&mut self) {
+        let is_hinted = std::mem::take(&mut self.is_hinted) && self.hints < HINTS_MAX;
+        let retry_after = self.last_failure.as_ref().and_then(|failure| failure.retry_after);
+        if is_hinted {
+            self.hints += 1;
+        } else {
+            tokio::time::sleep(self.backoff.next(random_fraction(), retry_after)).await;
+        }
+        while !self.client.try_retry() {
+            tokio::time::sleep(BUDGET_PAUSE).await;
+        }
+        if !is_hinted {
+            let fetched = self.client.fetch_topology(&self.config.topic);
+            let _ = tokio::time::timeout(TOPOLOGY_TIMEOUT, fetched).await;
+        }
+    }
+
+    fn expire(&mut self) {
+        let failure = self.timed_out();
+        self.finish_all(|window| window.expire(Instant::now(), &failure));
+    }
+
+    /// That the time is up, and what was in the way.
+    fn timed_out(&self) -> Failure {
+        let last = self.last_failure.clone().unwrap_or_else(|| Failure::cut("no answer came"));
+        let timeout = humantime::format_duration(self.config.delivery_timeout);
+        let message = format!("gave up after {timeout}: {}", last.message);
+        Failure { message, ..last }
+    }
+
+    fn finish_all(&mut self, take: impl FnOnce(&mut Window) -> Vec<Done>) {
+        take(&mut self.window).into_iter().for_each(|done| self.finish(done));
+    }
+
+    /// Tells all that wait for a batch what became of it.
+    fn finish(&mut self, done: Done) {
+        let received = Instant::now();
+        let partition = self.partition();
+        let Batch { waiters, room, .. } = done.batch;
+        match done.result {
+            Ok(base_offset) => {
+                for (offset, waiter) in (base_offset..).zip(waiters) {
+                    // Whoever dropped the receiver does not want to know.
+                    let _ = waiter.send(Ok(Receipt { partition, offset, received }));
+                }
+                self.on_success();
+            }
+            Err(fate) => {
+                let error = error_of(fate);
+                waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone()))));
+            }
+        }
+        self.give_back(room);
+    }
+
+    fn on_success(&mut self) {
+        self.client.note_success();
+        if self.last_failure.take().is_some() {
+            self.backoff = Backoff::new();
+            self.hints = 0;
+        }
+    }
+
+    fn give_back(&mut self, room: usize) {
+        self.room.add_permits(room);
+        self.accumulator.on_done();
+    }
+}
+
+fn error_of(fate: Fate) -> Error {
+    match fate {
+        Fate::Refused(failure) => Error::of_read(failure),
+        Fate::Unknown(failure) => Error::OutcomeUnknown(Arc::new(failure)),
+    }
+}
