@@ -71,6 +71,11 @@ fn appends_that_come_with_a_snapshot_wait_until_it_is_installed() {
 }
 
 #[test]
+fn a_replica_has_time_to_copy_a_log_after_another_one_made_room_for_it() {
+    expect(682_792);
+}
+
+#[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");
     let runs = Runs {

@@ -98,6 +98,22 @@ impl World {
         is_alike && is_wanted && !membership.is_joint()
     }
 
+    /// Entries that replicas have to copy before they agree; the greatest number there is
+    /// if a group has no leader.
+    pub(super) fn missing(&self) -> u64 {
+        let of_group = |group: &LogId| {
+            let leader = self.leader_of(*group)?;
+            let lead = self.nodes[&leader].live.as_ref()?.shard.group(*group)?;
+            let missing = |replica| {
+                let found = self.live_group(*group, replica);
+                let persisted = found.map_or(0, |(_, found)| found.persisted());
+                lead.last_index().saturating_sub(persisted)
+            };
+            Some(self.expected(*group, lead.membership()).into_iter().map(missing).sum::<u64>())
+        };
+        self.groups.iter().map(of_group).sum::<Option<u64>>().unwrap_or(u64::MAX)
+    }
+
     /// Replicas that have to agree: all that are wanted, or all that are left.
     fn expected(&self, group: LogId, membership: &Membership) -> Vec<ReplicaId> {
         if !self.plan.is_core {
