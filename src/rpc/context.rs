@@ -187,6 +187,16 @@ impl Context {
         let _ = self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await;
     }
 
+    /// What the cluster has agreed on, once this node has a part in it.
+    ///
+    /// # Errors
+    /// [`Error::Starting`].
+    pub fn registered(&self) -> Result<Arc<State>, Error> {
+        let state = self.node().state();
+        let is_registered = state.node(self.node().id()).is_some();
+        is_registered.then_some(state).ok_or(Error::Starting)
+    }
+
     /// Has the metadata follow a command, and returns what it gave.
     ///
     /// # Errors

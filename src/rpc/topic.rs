@@ -55,7 +55,7 @@ impl TopicApi {
         convert::check_name(&request.name)?;
         let config = config::parse(&request.config, command::TopicConfig::default())?;
         self.context.refresh().await;
-        let state = self.context.node().state();
+        let state = self.context.registered()?;
         let partitions = partitions_of(request.partitions)?;
         let replicas = replicas_of(request.replicas, &state)?;
         if state.topic_named(&request.name).is_some() {
@@ -162,7 +162,7 @@ impl TopicApi {
                 format!("more than the {from} that there are: partitions are never taken away"),
             ));
         }
-        let state = self.context.node().state();
+        let state = self.context.registered()?;
         let replicas = topic.partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(1);
         let partitions = placement::place(&state, (wanted - from) as usize, replicas)?;
         let add = AddPartitions { id, from, partitions };

@@ -68,7 +68,7 @@ pub(super) async fn reconcile(
             let topic = topic_of(log).and_then(|(topic, _)| state.topic(topic));
             topic.is_some()
         });
-        if is_current {
+        if is_current && state.node(node.id()).is_some() {
             is_ready.send_if_modified(|ready| std::mem::replace(ready, Ok(())).is_err());
         }
         let news = async {

@@ -214,7 +214,11 @@ impl Group {
         let view = LogView::new(hard_state, membership.clone(), start, terms, applied, entries);
         let raft = config.to_raft(replica.0, hard_state.commit);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&raft, view, &logger).expect("the configuration is valid");
+        let mut node = RawNode::new(&raft, view, &logger).expect("the configuration is valid");
+        if membership.voters == [replica] && !membership.is_joint() {
+            // There is nobody whose lead it could miss by not waiting.
+            node.raft.election_elapsed = 2 * config.election_ticks;
+        }
         Self {
             id,
             replica,
