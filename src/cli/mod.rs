@@ -27,6 +27,7 @@ mod cluster;
 mod completions;
 mod config;
 mod consume;
+mod demo;
 mod errors;
 mod log;
 mod output;
@@ -77,12 +78,15 @@ enum Command {
     Config(config::Args),
     /// Look at logs on disk, without a server and without changing anything
     Log(log::Args),
+    /// Show a cluster losing its leader and nothing else
+    Demo(demo::Args),
     /// Run a node of a cluster
     Serve(Box<serve::Args>),
 }
 
 const AFTER_HELP: &str = "\
 Examples:
+  quipu demo                               a cluster loses its leader and nothing else
   quipu serve --dev                        one node, for trying things out
   quipu topic create orders --partitions 6
   quipu produce orders < orders.ndjson
@@ -129,6 +133,7 @@ impl Cli {
             Command::Completions(args) => completions::run(args, output),
             Command::Config(args) => config::run(args, output),
             Command::Log(args) => log::run(args, output),
+            Command::Demo(args) => demo::run(args, output),
             Command::Serve(args) => serve::run(args),
         }
     }

@@ -256,3 +256,18 @@ fn write_chunk(file: &fs::File, parts: &[IoSlice<'_>], position: u64) -> io::Res
     }
     Ok(total as u64)
 }
+/// Reads a file that is none of the engine's.
+///
+/// # Errors
+/// What the system said.
+pub fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
+/// Opens a file that is none of the engine's, to write at its end. It is made if it is not there.
+///
+/// # Errors
+/// What the system said.
+pub fn append_to(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().create(true).append(true).open(path)
+}
