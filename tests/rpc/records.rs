@@ -22,7 +22,8 @@ fn list(topic: &str, position: Position) -> ListOffsetsRequest {
 }
 
 async fn offset_of(client: &mut Client, topic: &str, position: Position) -> u64 {
-    client.list_offsets(list(topic, position)).await.unwrap().into_inner().offsets[0].offset
+    let request = ListOffsetsRequest { partitions: vec![0], ..list(topic, position) };
+    client.list_offsets(request).await.unwrap().into_inner().offsets[0].offset
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,7 +137,7 @@ async fn a_producer_is_stored_once_and_fenced_by_its_successor() {
     assert_eq!((again.producer_id, again.producer_epoch), (producer_id, 1));
     assert_eq!(reason(client.produce(stamped(2, 0, 1)).await), ErrorReason::ProducerFenced);
     client.produce(stamped(2, 1, 0)).await.unwrap();
-    let unknown = InitProducerRequest { producer_id: 999_999, ..init.clone() };
+    let unknown = InitProducerRequest { producer_id: 9_999_999, ..init.clone() };
     assert_eq!(reason(client.init_producer(unknown).await), ErrorReason::UnknownProducer);
     let other = client.init_producer(init).await.unwrap().into_inner();
     assert_ne!(other.producer_id, producer_id, "an id is given once");

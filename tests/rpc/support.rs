@@ -17,7 +17,7 @@ use quipu::proto::server::log_service_client::LogServiceClient;
 use quipu::proto::server::{ErrorReason, ProduceRequest};
 use quipu::raft::{Config, Host, HostConfig, Machine, Membership, create_replica};
 use quipu::rpc::limits::{Door, Limits, server_builder};
-use quipu::rpc::{Context, Counters, LogApi, accept, status};
+use quipu::rpc::{Channels, Context, Counters, LogApi, accept, status};
 use quipu::storage::fs::os::OsFs;
 use quipu::storage::{self, DataDir, SyncRequest};
 use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
@@ -233,28 +233,32 @@ fn start(
     network.metadata[at].set(Arc::downgrade(node.metadata_host())).unwrap();
     network.partitions[at].set(Arc::downgrade(node.partition_host())).unwrap();
     let following = node.clone();
-    tokio::spawn(async move {
-        let reconciling = following.clone();
-        following
-            .follow(async move |state| {
-                let node = reconciling.clone();
-                let reconcile = move || node.registry().reconcile(&state, true).map(drop);
-                tokio::task::spawn_blocking(reconcile).await.unwrap().unwrap();
-            })
-            .await;
-    });
-    let context = Context::new(node.clone(), limits.clone(), Arc::new(Counters::default()));
+    tokio::spawn(async move { following.follow().await });
+    tokio::spawn(reconcile(node.clone()));
+    // The metadata, which would give them out, is not asked over these connections.
+    node.put_producer_ids(n * 1_000_000..(n + 1) * 1_000_000);
+    let (channels, counters) = (Arc::new(Channels::default()), Arc::new(Counters::default()));
+    let context = Context::new(node.clone(), channels, limits.clone(), counters.clone());
     let (stop, mut stopped) = watch::channel(false);
     let address = listener.local_addr().unwrap();
     let shutdown = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let counters = context.counters().clone();
     let incoming = accept::incoming(listener, Door::Clients, limits, counters, shutdown);
     let router = server_builder(Door::Clients, limits)
         .add_service(LogApi::new(context.clone()).into_service());
     tokio::spawn(router.serve_with_incoming(incoming));
     Served { node, context, address, stop }
+}
+
+/// Keeps the replicas of a node as the metadata wants them.
+async fn reconcile(node: Arc<Node>) {
+    let mut states = node.watch_state();
+    while states.changed().await.is_ok() {
+        let (state, node) = (states.borrow_and_update().clone(), node.clone());
+        let reconcile = move || node.registry().reconcile(&state, true).map(drop);
+        tokio::task::spawn_blocking(reconcile).await.unwrap().unwrap();
+    }
 }
 
 fn found_metadata(dir: &Arc<DataDir>, log: LogId, members: &Membership) {
