@@ -195,6 +195,17 @@ impl Error {
         }
     }
 
+    /// The first offset that can be read, if the one that was asked for is below it.
+    pub fn log_start(&self) -> Option<u64> {
+        match self {
+            Self::Fetch(FetchError::OutOfRange { requested, log_start, .. }) => {
+                Some(*log_start).filter(|start| start > requested)
+            }
+            Self::Passed(status) => status::log_start_of(status),
+            _ => None,
+        }
+    }
+
     /// True if stored records could not be read where it was tried.
     pub fn is_damage(&self) -> bool {
         self.reason() == Some(ErrorReason::DataLoss)

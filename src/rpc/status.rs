@@ -86,6 +86,14 @@ pub(super) fn leader_of(status: &Status) -> Option<NodeId> {
     info.metadata.get(LEADER_NODE)?.parse().ok().map(NodeId)
 }
 
+/// The log start that a status names, of a log that begins after what was asked for.
+pub(super) fn log_start_of(status: &Status) -> Option<u64> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    let number = |name: &str| info.metadata.get(name)?.parse::<u64>().ok();
+    let (requested, log_start) = (number("requested")?, number("log_start_offset")?);
+    (log_start > requested).then_some(log_start)
+}
+
 /// The reason of an error.
 pub(super) fn reason(error: &Error) -> Option<Reason> {
     match error {

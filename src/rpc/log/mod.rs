@@ -5,7 +5,7 @@
 //! | Produce | `produce` |
 //! | ProduceStream | `pipeline`, `lane`, `link` |
 //! | Fetch | `fetch` |
-//! | Subscribe | `subscribe`, `credit` |
+//! | Subscribe | `subscribe` |
 //! | ListOffsets | `offsets` |
 //! | InitProducer | `producer` |
 
@@ -17,11 +17,14 @@ mod offsets;
 mod pipeline;
 mod produce;
 mod producer;
+mod subscribe;
 
 use std::pin::Pin;
 
 use futures_util::stream;
+use tokio::sync::mpsc;
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::pipeline::Pipeline;
@@ -102,9 +105,17 @@ impl LogService for LogApi {
 
     async fn subscribe(
         &self,
-        _request: Request<Streaming<api::SubscribeRequest>>,
+        request: Request<Streaming<api::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        Err(Status::unimplemented("subscriptions are not served yet"))
+        let permit = self.context.enter()?;
+        let may_forward = may_forward(request.metadata());
+        let (answers, stream) = mpsc::channel(subscribe::MESSAGES_MAX);
+        let (context, requests) = (self.context.clone(), request.into_inner());
+        tokio::spawn(async move {
+            subscribe::subscribe(context, requests, may_forward, answers).await;
+            drop(permit);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn list_offsets(
