@@ -191,13 +191,13 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "raft.election_ticks",
-        Text("15"),
+        Text("10"),
         things(3, 1000, |c, v| c.raft.election_ticks = v as usize),
         "A follower that hears nothing for this many ticks, up to twice as many, seeks election",
     ),
     key(
         "raft.heartbeat_ticks",
-        Text("3"),
+        Text("2"),
         things(1, 500, |c, v| c.raft.heartbeat_ticks = v as usize),
         "A leader speaks at least this often, in ticks",
     ),

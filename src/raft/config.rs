@@ -32,8 +32,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             tick_ms: 100,
-            election_ticks: 15,
-            heartbeat_ticks: 3,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
             append_bytes_max: 256 * 1024,
             appends_in_flight_max: 32,
             tail_bytes_max: 1024 * 1024,

@@ -1,14 +1,15 @@
 //! Counters: what there was to count. Whoever shows them reads them; nothing is reset.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tonic::Code;
 
 use super::error::Error;
 use super::status;
 use crate::proto::server::ErrorReason;
+use crate::telemetry::Metrics;
 
 /// The methods of the log service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,12 +40,50 @@ impl Method {
     ];
 }
 
+impl Method {
+    /// The service and the method.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Produce => "LogService/Produce",
+            Self::ProduceStream => "LogService/ProduceStream",
+            Self::Fetch => "LogService/Fetch",
+            Self::Subscribe => "LogService/Subscribe",
+            Self::ListOffsets => "LogService/ListOffsets",
+            Self::InitProducer => "LogService/InitProducer",
+        }
+    }
+}
+
+/// A code as the gRPC specification writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
 const METHODS: usize = Method::ALL.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;
 
 /// What there was to count, since the process started.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
+    metrics: Arc<Metrics>,
     calls: [[AtomicU64; CODES]; METHODS],
     rejected: Mutex<BTreeMap<ErrorReason, u64>>,
     /// Bytes of batches that came in and were stored.
@@ -67,7 +106,31 @@ pub struct Counters {
     pub connections_silent: AtomicU64,
 }
 
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new(Metrics::new())
+    }
+}
+
 impl Counters {
+    /// Counters that tell `metrics` of each call.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            calls: Default::default(),
+            rejected: Mutex::default(),
+            bytes_in: AtomicU64::default(),
+            bytes_out: AtomicU64::default(),
+            records_in: AtomicU64::default(),
+            records_out: AtomicU64::default(),
+            forwarded: AtomicU64::default(),
+            cold_reads: AtomicU64::default(),
+            connections_taken: AtomicU64::default(),
+            connections_refused: AtomicU64::default(),
+            connections_silent: AtomicU64::default(),
+        }
+    }
+
     /// Counts what a call came to.
     pub fn count<T>(&self, method: Method, outcome: &Result<T, Error>) {
         let code = match outcome {
@@ -75,6 +138,7 @@ impl Counters {
             Err(error) => self.reject(error),
         };
         self.calls[method as usize][code as usize].fetch_add(1, Ordering::Relaxed);
+        self.metrics.rpc.requests.of([method.name(), code_name(code)]).inc();
     }
 
     fn reject(&self, error: &Error) -> Code {
@@ -82,6 +146,7 @@ impl Counters {
             return status.code();
         }
         let reason = error.reason().unwrap_or(ErrorReason::Internal);
+        self.metrics.rpc.rejected.of([status::name(reason)]).inc();
         let mut rejected = self.rejected.lock().expect("nobody panics with the lock");
         *rejected.entry(reason).or_default() += 1;
         status::row(reason).0

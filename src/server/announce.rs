@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::cluster::Node;
+use crate::partition::Handle;
 use crate::raft::Role;
 use crate::rpc::Context;
 use crate::rpc::peer::{self, Announcement};
@@ -67,7 +68,7 @@ pub(super) async fn say_goodbye(context: &Context) {
 
 fn led_by(node: &Node) -> HashMap<LogId, u64> {
     let handles = node.registry().handles();
-    let status = handles.iter().map(|handle| handle.status());
+    let status = handles.iter().map(Handle::status);
     let led = status.filter(|status| status.role == Role::Leader && status.is_writable);
     led.map(|status| (status.group, status.term)).collect()
 }

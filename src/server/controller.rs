@@ -48,10 +48,10 @@ pub(super) async fn control(context: Context) {
         if !may_lead_metadata(&state, &node) {
             hand_over(&node, &group);
         }
-        if let Some(verb) = next_command(&state, &group) {
-            if let Err(error) = proposer.propose(verb, Instant::now() + DEADLINE).await {
-                tracing::warn!(%error, "a node cannot leave yet");
-            }
+        if let Some(verb) = next_command(&state, &group)
+            && let Err(error) = proposer.propose(verb, Instant::now() + DEADLINE).await
+        {
+            tracing::warn!(%error, "a node cannot leave yet");
         }
     }
 }

@@ -6,12 +6,14 @@
 //! | bootstrap | `bootstrap` | finds or founds the cluster |
 //! | announce | `announce` | tells the others what this node leads |
 //! | mover | `mover` | replicas and leaders of the partitions that this node leads |
+//! | measure | `measure` | what the metrics are read from |
 //! | controller | `controller` | nodes that come and go, on the metadata's leader |
 //! | upkeep | `upkeep` | replicas as the metadata wants them, retention, registration |
 
 mod announce;
 mod bootstrap;
 mod controller;
+mod measure;
 mod mover;
 mod settings;
 mod upkeep;
@@ -33,8 +35,10 @@ use crate::partition::Room;
 use crate::raft::{HostConfig, OnFatal};
 use crate::rpc::peer::{Door, FindAddress, HostKind, PeerServer, Transport};
 use crate::rpc::{self, Channels, Context};
+use crate::shutdown::Shutdown;
 use crate::storage::fs::os::OsFs;
 use crate::storage::{self, DataDir};
+use crate::telemetry::{self, Metrics};
 
 /// How long calls that are under way may go on when a node stops.
 const LAST_CALLS: Duration = Duration::from_secs(2);
@@ -89,6 +93,7 @@ pub struct Server {
     ready: watch::Receiver<Result<(), String>>,
     fatal: watch::Receiver<Option<String>>,
     stop_ports: watch::Sender<bool>,
+    shutdown: Shutdown,
     ports: JoinSet<()>,
     tasks: JoinSet<()>,
 }
@@ -110,15 +115,22 @@ impl Server {
         let identity = become_part(&opened, &settings, &registration).await?;
         let node = start_node(&settings, &opened, identity, &fatal_sender).await?;
         opened.door.open(node.clone());
-        let (limits, counters) = (settings.limits.clone(), Arc::default());
+        let metrics = Metrics::new();
+        let counters = Arc::new(rpc::Counters::new(metrics.clone()));
+        let limits = settings.limits.clone();
         let context = Context::new(node.clone(), opened.channels.clone(), limits, counters);
         let (stop_ports, stops) = watch::channel(false);
         first.stop().await;
         let addresses = listeners.addresses();
         let drain_timeout = settings.drain_timeout;
         let tasks = start_tasks(&settings, &context, registration, &Arc::new(fatal_sender));
-        let (ready, tasks) = tasks;
-        let ports = serve_ports(listeners, &opened, &context, &stops)?;
+        let (ready, mut tasks) = tasks;
+        let low_water_bytes = settings.storage.low_water_bytes;
+        measure::connect(&metrics, &context, ready.clone(), low_water_bytes);
+        tasks.spawn(measure::push(metrics.clone(), context.counters().clone()));
+        let http = Http { metrics, ready: ready.clone(), shutdown: Shutdown::new() };
+        let shutdown = http.shutdown.clone();
+        let ports = serve_ports(&settings, listeners, &opened, &context, &stops, http)?;
         let mover = Mover::new(context.clone());
         let server = Self {
             node,
@@ -129,6 +141,7 @@ impl Server {
             ready,
             fatal,
             stop_ports,
+            shutdown,
             ports,
             tasks,
         };
@@ -168,6 +181,7 @@ impl Server {
     /// Stops in order: hands leadership over, lets calls end, closes all logs.
     pub async fn stop(mut self) {
         self.context.drain();
+        self.shutdown.drain();
         announce::say_goodbye(&self.context).await;
         let deadline = Instant::now() + self.drain_timeout;
         self.mover.hand_over_all(deadline).await;
@@ -175,6 +189,7 @@ impl Server {
             controller::hand_over(&self.node, &group);
         }
         self.node.start_closing();
+        self.shutdown.stop();
         self.stop_ports.send_replace(true);
         let ports = async { while self.ports.join_next().await.is_some() {} };
         // Streams that do not end by themselves are cut.
@@ -352,11 +367,20 @@ async fn start_node(
     Ok(Arc::new(started.await.expect("starting a node does not panic")?))
 }
 
+/// What the port for metrics and health serves.
+struct Http {
+    metrics: Arc<Metrics>,
+    ready: watch::Receiver<Result<(), String>>,
+    shutdown: Shutdown,
+}
+
 fn serve_ports(
+    settings: &Settings,
     listeners: Listeners,
     opened: &Opened,
     context: &Context,
     stops: &watch::Receiver<bool>,
+    http: Http,
 ) -> Result<JoinSet<()>, ServeError> {
     let addresses = listeners.addresses();
     let tokio_listener = |listener, address| {
@@ -368,6 +392,19 @@ fn serve_ports(
     ports.spawn(rpc::serve_clients(clients, context.clone(), stops.clone()));
     let door = PeerServer::new(opened.door.clone(), opened.channels.clone());
     ports.spawn(rpc::serve_peers(peers, door, context.clone(), stops.clone()));
+    if let (Some(listener), Some(address)) = (listeners.http, addresses.http) {
+        let listener = tokio_listener(listener, address)?;
+        let connections_max = settings.http_connections_max;
+        let limits = telemetry::http::Limits { connections_max, ..Default::default() };
+        let Http { metrics, ready, shutdown } = http;
+        ports.spawn(async move {
+            let is_ready = move || ready.borrow().clone();
+            let served = telemetry::http::serve(listener, limits, metrics, is_ready, shutdown);
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the port for metrics failed");
+            }
+        });
+    }
     Ok(ports)
 }
 

@@ -14,9 +14,11 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::cluster::Node;
-use crate::cluster::command::{FinishMove, NodeState, Partition, Verb, topic_of};
+use crate::cluster::command::{self, FinishMove, NodeState, Partition, Verb, topic_of};
+use crate::partition::Handle;
 use crate::raft::{Inspection, Operation, Role};
-use crate::rpc::{Context, peer};
+use crate::rpc::Context;
+use crate::rpc::peer::{self, ReplicaStatus};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 const STEP_EVERY: Duration = Duration::from_millis(200);
@@ -73,7 +75,7 @@ impl Mover {
         let found = topic_of(log).and_then(|(topic, n)| Some((state.topic(topic)?, topic, n)));
         let Some((topic, id, n)) = found else { return false };
         let Some(partition) = topic.partitions.get(n as usize) else { return false };
-        let own = state.node(self.node.id()).map(|node| node.state());
+        let own = state.node(self.node.id()).map(command::Node::state);
         let is_draining = own.is_none_or(|state| state != NodeState::Active);
         let is_preferred = preferred(partition).is_some_and(|id| id.node() == self.node.id());
         let is_content = partition.target.is_empty() && !is_draining;
@@ -88,11 +90,9 @@ impl Mover {
             let target: BTreeSet<_> = partition.target.iter().copied().map(ReplicaId).collect();
             match next_operations(&group, &target) {
                 Some(operations) => self.change(log, operations).await,
-                None if is_reached(&group, &target) => {
-                    if self.is_on_disks(log, &group).await {
-                        let target = partition.target.clone();
-                        self.finish(FinishMove { id, partition: n, target }).await;
-                    }
+                None if is_reached(&group, &target) && self.is_on_disks(log, &group).await => {
+                    let target = partition.target.clone();
+                    self.finish(FinishMove { id, partition: n, target }).await;
                 }
                 None => {}
             }
@@ -109,10 +109,9 @@ impl Mover {
 
     async fn change(&self, log: LogId, operations: Vec<Operation>) {
         tracing::info!(%log, ?operations, "the replicas change");
-        if let Ok(begun) = self.node.partition_host().change(log, operations) {
-            if let Ok(Err(error)) = begun.await {
-                tracing::debug!(%log, %error, "the replicas cannot change yet");
-            }
+        let Ok(begun) = self.node.partition_host().change(log, operations) else { return };
+        if let Ok(Err(error)) = begun.await {
+            tracing::debug!(%log, %error, "the replicas cannot change yet");
         }
     }
 
@@ -123,10 +122,11 @@ impl Mover {
         for voter in &group.membership.voters {
             let Ok(channel) = self.context.channel(voter.node()) else { continue };
             let status = peer::inspect_replica(channel, self.node.cluster(), log).await;
-            if let Ok(Some(status)) = status {
-                if status.replica == *voter && status.membership_index >= index {
-                    have.insert(*voter);
-                }
+            let has_it = |status: &ReplicaStatus| {
+                status.replica == *voter && status.membership_index >= index
+            };
+            if status.is_ok_and(|status| status.as_ref().is_some_and(has_it)) {
+                have.insert(*voter);
             }
         }
         group.membership.is_quorum(|voter| have.contains(&voter))
@@ -162,7 +162,7 @@ impl Mover {
     pub(super) async fn hand_over_all(&self, deadline: Instant) {
         loop {
             let led: Vec<_> = self.node.registry().handles();
-            let led: Vec<_> = led.into_iter().filter(|handle| handle.is_leader()).collect();
+            let led: Vec<_> = led.into_iter().filter(Handle::is_leader).collect();
             let mut waiting = 0;
             for handle in &led {
                 let Some(group) = self.node.inspect(handle.group()).await else { continue };

@@ -116,17 +116,19 @@ pub(super) async fn register(
         };
         *known == told && known.incarnation == node.identity().incarnation
     });
-    while !is_known {
+    if is_known {
+        return Ok(());
+    }
+    loop {
         let register = RegisterNode { node: registration.clone(), is_founder, replaces: None };
         let deadline = Instant::now() + DEADLINE;
         match proposer.propose(Verb::RegisterNode(register), deadline).await {
-            Ok(_) => break,
+            Ok(_) => return Ok(()),
             Err(ProposeError::Refused(refusal)) => return Err(refusal),
             Err(error) => tracing::info!(%error, "the node is not registered yet"),
         }
         sleep(PAUSE).await;
     }
-    Ok(())
 }
 
 /// Applies retention to the partitions here, for ever.

@@ -101,6 +101,14 @@ impl DataDir {
         &self.context.root
     }
 
+    /// Bytes that can still be allocated on its disk.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.context.fs.free_bytes(&self.context.root).at("look at", &self.context.root)
+    }
+
     /// How the directory was left by the process before.
     pub fn class(&self) -> Class {
         self.class

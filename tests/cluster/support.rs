@@ -1,7 +1,7 @@
 //! Clusters of servers in one process, over loopback.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use quipu::server::{Server, Settings};
@@ -53,7 +53,7 @@ pub fn settings(root: &Path, node: u64, peer: SocketAddr, seeds: &[(u64, SocketA
 
 /// Servers of one cluster, some of them maybe stopped.
 pub struct Cluster {
-    pub root: tempfile::TempDir,
+    _root: tempfile::TempDir,
     pub settings: Vec<Settings>,
     pub servers: Vec<Option<Server>>,
 }
@@ -71,7 +71,7 @@ impl Cluster {
         for server in starting.collect::<Vec<_>>() {
             servers.push(Some(server.await.unwrap().unwrap()));
         }
-        let cluster = Self { root, settings, servers };
+        let cluster = Self { _root: root, settings, servers };
         for server in cluster.servers.iter().flatten() {
             server.wait_until_ready().await;
         }
@@ -92,10 +92,6 @@ impl Cluster {
         let server = Server::start(self.settings[n].clone()).await.unwrap();
         server.wait_until_ready().await;
         self.servers[n] = Some(server);
-    }
-
-    pub fn data_dir(&self, n: usize) -> PathBuf {
-        self.settings[n].data_dir.clone()
     }
 }
 

@@ -158,3 +158,15 @@ async fn acks_say_what_an_answer_waits_for() {
     }
     assert_eq!(cluster.high_watermark("t", 0).await, 3);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_can_be_read_at_once() {
+    let cluster = Cluster::of_one().await;
+    cluster.topic("t", 1).await;
+    let mut client = cluster.nodes[0].client().await;
+    for n in 0..1_000 {
+        let stored = client.produce(request("t", 0, n)).await.unwrap().into_inner().base_offset;
+        let fetched = client.fetch(fetch_at("t", stored)).await.unwrap().into_inner();
+        assert_eq!(fetched.next_offset, stored + 1, "after {n} others");
+    }
+}

@@ -117,7 +117,7 @@ fn made_up(n: u64) -> String {
         client / 7 % 250,
         client / 31 % 250,
         path % 9_973,
-        if n % 97 == 0 { 503 } else { 200 },
+        if n.is_multiple_of(97) { 503 } else { 200 },
         n % 311
     )
 }

@@ -240,8 +240,14 @@ impl<M: Machine> Turn<M> {
         self.counters.dropped(std::mem::take(&mut self.out.dropped));
     }
 
-    /// Tells those who asked, and everybody what has changed. Who has gone away is told nothing.
+    /// Tells everybody what has changed, and then those who asked: what was acknowledged can be
+    /// read at once. Who has gone away is told nothing.
     fn answer(&mut self) {
+        for published in self.out.published.drain(..) {
+            if let Some(sender) = self.published.get(&published.group) {
+                sender.send_replace(published);
+            }
+        }
         for (ticket, answer) in self.out.answers.drain(..) {
             if let Some(reply) = self.asks.remove(&ticket) {
                 let _ = reply.sender.send(answer);
@@ -250,11 +256,6 @@ impl<M: Machine> Turn<M> {
         for (ticket, decision) in self.out.decisions.drain(..) {
             if let Some(reply) = self.decisions.remove(&ticket) {
                 let _ = reply.send(decision);
-            }
-        }
-        for published in self.out.published.drain(..) {
-            if let Some(sender) = self.published.get(&published.group) {
-                sender.send_replace(published);
             }
         }
     }
