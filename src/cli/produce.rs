@@ -111,7 +111,11 @@ pub(super) fn run(
 ) -> anyhow::Result<Verdict> {
     let input = args.open()?;
     let started = Instant::now();
-    let sent = remote.run(async |client| produce(args, &client, input).await)?;
+    let config = ProducerConfig {
+        delivery_timeout: remote.config().timeout,
+        ..args.sending.config(&args.topic)
+    };
+    let sent = remote.run(async |client| produce(args, &client, config, input).await)?;
     print_summary(&Summary::of(&args.topic, sent, started.elapsed()), output)?;
     Ok(Verdict::Good)
 }
@@ -159,8 +163,12 @@ struct Sent {
     bytes: u64,
 }
 
-async fn produce(args: &Args, client: &Client, input: Box<dyn BufRead>) -> anyhow::Result<Sent> {
-    let config = args.sending.config(&args.topic);
+async fn produce(
+    args: &Args,
+    client: &Client,
+    config: ProducerConfig,
+    input: Box<dyn BufRead>,
+) -> anyhow::Result<Sent> {
     let producer = about_topic(client, &args.topic, client.producer(config)).await?;
     let mut sender = Sender::new(args, producer);
     // Reading blocks this thread only: the producer works on others.

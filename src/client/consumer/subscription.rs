@@ -20,6 +20,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// place.
 const REQUESTS_MAX: usize = 16;
 
+/// Credit that the server always has, if it was given so much: enough for any message.
+const MESSAGE_CREDIT_BYTES: u32 = 4 << 20;
+
 /// An open subscription.
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -28,13 +31,15 @@ pub(super) struct Subscription {
     heartbeats: JoinHandle<()>,
     /// Bytes that were consumed and not yet given back as credit.
     owed_bytes: u32,
-    /// Give credit back in portions of so many bytes.
+    /// Give credit back in portions of at least so many bytes: what is held back never keeps the
+    /// server from sending a large message.
     portion_bytes: u32,
 }
 
 impl Subscription {
     pub(super) async fn open(route: &Route, start: SubscribeStart) -> Result<Self, Failure> {
-        let portion_bytes = start.credit_bytes / 4;
+        let spare_bytes = start.credit_bytes.saturating_sub(MESSAGE_CREDIT_BYTES);
+        let portion_bytes = spare_bytes.min(start.credit_bytes / 4).max(1);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let _ = requests.try_send(request(Message::Start(start)));
         let opened = tokio::time::timeout(SILENCE_MAX, wire::subscribe(route, receiver)).await;
@@ -58,7 +63,7 @@ impl Subscription {
     /// Notes that data was consumed, and lets the server send as much again.
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.owed_bytes += bytes;
-        if self.owed_bytes < self.portion_bytes.max(1) {
+        if self.owed_bytes == 0 || self.owed_bytes < self.portion_bytes {
             return;
         }
         let credit = Message::Credit(SubscribeCredit { bytes: self.owed_bytes });

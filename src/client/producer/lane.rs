@@ -116,6 +116,9 @@ impl Lane {
     async fn connect_and_send(&mut self) -> Result<(), Failure> {
         if self.window.needs_identity() {
             self.take_identity().await?;
+            if self.window.needs_identity() {
+                return Ok(());
+            }
         }
         let (client, config) = (self.client.clone(), self.config.clone());
         let target = Target::Leader { topic: &config.topic, partition: self.partition() };
