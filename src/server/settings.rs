@@ -11,6 +11,8 @@ use crate::{raft, rpc, storage};
 
 /// How often retention looks at the partitions.
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Longer than any connection lives.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// What a server is told.
 #[derive(Debug, Clone)]
@@ -114,11 +116,12 @@ fn raft_config(told: &config::Raft) -> raft::Config {
 }
 
 fn limits(told: &config::Limits) -> rpc::Limits {
+    let age_max = Some(told.connection_age_max).filter(|age| !age.is_zero());
     rpc::Limits {
         connections_max: told.connections_max,
         connections_per_address_max: told.connections_per_ip_max,
         preface_timeout: told.preface_timeout,
-        connection_age_max: told.connection_age_max,
+        connection_age_max: age_max.unwrap_or(NEVER),
         streams_max: told.streams_per_connection_max,
         calls_max: told.requests_in_flight_max,
         ..rpc::Limits::default()

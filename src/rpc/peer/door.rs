@@ -2,8 +2,9 @@
 //!
 //! # How a cluster begins
 //! Every fresh node asks its seeds who they are. If one of them is in a cluster already, that is
-//! the cluster. If all of them answer and none is, the one with the lowest id writes a founding record
-//! into its own directory first and then gives it to the others, who keep the first one they get.
+//! the cluster. If all of them answer and none is, the one with the lowest id writes a founding
+//! record into its own directory first and then gives it to the others, who keep the first one they
+//! get.
 //! A node that lost its directory finds the others in a cluster and so never founds a second one;
 //! and with a seed that does not answer nobody founds anything, because that one may know a
 //! cluster.
