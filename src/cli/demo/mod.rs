@@ -3,6 +3,7 @@
 mod ledger;
 mod nodes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -298,14 +299,11 @@ async fn gap_after(
 
 /// Reads a topic from `start` to its present end.
 async fn read_all(client: &Client, start: Start) -> anyhow::Result<Vec<Record>> {
-    let topic = client.describe_topic(TOPIC).await?;
+    let ends = client.list_offsets(TOPIC, Vec::new(), Start::Latest).await?;
     let mut consumer = client.consumer(ConsumerConfig::new(TOPIC, start));
-    let mut missing = 0;
-    let starts: Vec<_> = consumer.start().await?.collect();
-    for (partition, from) in starts {
-        let end = topic.partitions[partition as usize].high_watermark;
-        missing += end.context("a leader does not answer")?.saturating_sub(from);
-    }
+    let starts: BTreeMap<u32, u64> = consumer.start().await?.collect();
+    let missing: u64 =
+        ends.iter().map(|end| end.offset.saturating_sub(starts[&end.partition])).sum();
     let mut records = Vec::with_capacity(missing as usize);
     while (records.len() as u64) < missing {
         match consumer.next().await? {
