@@ -403,4 +403,7 @@ pub struct Checkpoint {
     /// The next producer id.
     #[prost(uint64, tag = "6")]
     pub next_producer_id: u64,
+    /// Directories of nodes that have left.
+    #[prost(message, repeated, tag = "7")]
+    pub gone: Vec<Id>,
 }

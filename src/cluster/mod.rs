@@ -23,6 +23,8 @@ mod node;
 pub mod placement;
 mod registry;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use self::error::Refusal;
 pub use self::identity::{Founder, Founding, Identity, IdentityError};

@@ -36,6 +36,8 @@ pub struct State {
     topics: BTreeMap<Id, Topic>,
     by_name: BTreeMap<String, Id>,
     tombstones: BTreeMap<Id, u32>,
+    /// Directories of nodes that have left: what they promised in other groups is forgotten.
+    gone: BTreeSet<Id>,
     next_incarnation: u64,
     next_producer_id: u64,
 }
@@ -52,6 +54,7 @@ impl State {
             topics: BTreeMap::new(),
             by_name: BTreeMap::new(),
             tombstones: BTreeMap::new(),
+            gone: BTreeSet::new(),
             next_incarnation: FOUNDING_INCARNATION + 1,
             next_producer_id: 1,
         }
@@ -147,6 +150,10 @@ impl State {
         if !(1..=NodeId::MAX).contains(&told.id) {
             return Err(Refusal::Invalid(format!("a node's id is 1 to {}", NodeId::MAX)));
         }
+        if self.gone.contains(&told.directory) {
+            let text = "this directory was that of a node that has left; use an empty one";
+            return Err(Refusal::Invalid(text.to_owned()));
+        }
         let known = self.nodes.get(&told.id);
         let is_same = known.is_some_and(|known| known.directory == told.directory);
         let is_replaced = known.is_some_and(|known| *replaces == Some(known.directory));
@@ -201,7 +208,8 @@ impl State {
         if all.any(|partition| partition.all_replicas().any(|id| id.node().0 == node)) {
             return Err(Refusal::NodeHasReplicas(node));
         }
-        self.nodes.remove(&node);
+        let removed = self.nodes.remove(&node);
+        self.gone.extend(removed.map(|node| node.directory));
         Ok(0)
     }
 
@@ -345,6 +353,7 @@ impl State {
             tombstones: self.tombstones.iter().map(tombstone).collect(),
             next_incarnation: self.next_incarnation,
             next_producer_id: self.next_producer_id,
+            gone: self.gone.iter().copied().collect(),
         };
         checkpoint.encode_to_vec().into()
     }
@@ -366,6 +375,7 @@ impl State {
             tombstones: tombstones.map(|gone| (gone.topic, gone.partitions)).collect(),
             nodes: checkpoint.nodes.into_iter().map(|node| (node.id, node)).collect(),
             topics: checkpoint.topics.into_iter().map(|topic| (topic.id, topic)).collect(),
+            gone: checkpoint.gone.into_iter().collect(),
             next_incarnation: checkpoint.next_incarnation,
             next_producer_id: checkpoint.next_producer_id,
         })
