@@ -25,9 +25,9 @@
 //! | [`types`] | names that all share | everything else |
 //!
 //! # Decisions that are not obvious
-//! * **A topic's partitions are numbered in its id.** The low 32 bits of a topic's id are 0; the log
-//!   of a partition is the id with the partition's number in them. So a directory of logs says which
-//!   belong together, and a deleted topic is one tombstone.
+//! * **A topic's partitions are numbered in its id.** The low 32 bits of a topic's id are 0; the
+//!   log of a partition is the id with the partition's number in them. So a directory of logs says
+//!   which belong together, and a deleted topic is one tombstone.
 //! * **A replica's id is given out once, by the metadata.** It is a counter beside the node's id. A
 //!   replica that left a node and comes back, or whose disk was lost, is another one to its group.
 //! * **The leader of a partition changes its replicas**, because it knows who has caught up; the
@@ -35,8 +35,8 @@
 //!   know it. Until then replicas that have left are kept.
 //! * **A cluster is founded when every seed answers and none knows a cluster.** With a seed missing
 //!   nobody founds anything: it might know one. So a wiped node never founds a second cluster.
-//! * **A node that has just started makes and deletes nothing** until a majority has told it how far
-//!   the metadata is: what it remembers may be a past in which it had replicas that it gave up.
+//! * **A node that has just started makes and deletes nothing** until a majority has told it how
+//!   far the metadata is: what it remembers may be a past in which it had replicas that it gave up.
 //! * **The server never re-encodes a batch.** In protobuf a message field and a `bytes` field look
 //!   the same on the wire, so the server's types are generated with [`proto`]'s `RecordBatch` as
 //!   bytes: what a client sent is what is stored, replicated and served, under one checksum.

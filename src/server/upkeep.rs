@@ -64,10 +64,10 @@ pub(super) async fn reconcile(
                 return;
             }
         }
-        node.leaders().retain(|log| {
-            let topic = topic_of(log).and_then(|(topic, _)| state.topic(topic));
-            topic.is_some()
-        });
+        // Others may tell of leaders before this node has heard of their topics, and do not tell
+        // again soon: only what is known to be gone is forgotten.
+        node.leaders()
+            .retain(|log| topic_of(log).is_some_and(|(topic, _)| !state.is_deleted(topic)));
         if is_current && state.node(node.id()).is_some() {
             is_ready.send_if_modified(|ready| std::mem::replace(ready, Ok(())).is_err());
         }

@@ -1,4 +1,4 @@
-//! Servers that make up a cluster, in one process and over loopback.
+//! Servers that make up a cluster, in one process or in several, over loopback.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -9,4 +9,6 @@ pub fn log() {
 }
 
 mod founding;
+mod processes;
+mod python;
 mod support;
