@@ -48,7 +48,7 @@ pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
 pub use self::group::{Boot, Draft, Durability, Follower, Group, Incidents, Inspection, Role};
-pub use self::hard_state::{Checkpoint, HardState};
+pub use self::hard_state::{Checkpoint, HardState, Promise};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::input::Input;
 pub use self::log_view::{Base, Divergence, TermStart};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::effects::Fault;
 use super::group::{Boot, Durability};
-use super::hard_state::{Checkpoint, HardState};
+use super::hard_state::{Checkpoint, HardState, Promise};
 use super::log_view::TermStart;
 use super::machine::Machine;
 use super::membership::Membership;
@@ -59,17 +59,6 @@ pub enum OpenError {
         /// The commit index.
         commit: u64,
     },
-    /// Entries that this replica said it has are damaged. It cannot vote as if it never had them,
-    /// nor take others in their place.
-    #[error("log {log}: entries {first} to {last} were on disk and are gone; replace the replica")]
-    TailLost {
-        /// The log.
-        log: LogId,
-        /// The first entry that is missing.
-        first: u64,
-        /// The last one, inclusive.
-        last: u64,
-    },
     /// The state machine refused an entry.
     #[error("log {log}: {fault}")]
     Fault {
@@ -117,11 +106,8 @@ pub fn open_replica<M: Machine>(
     replica: ReplicaId,
     durability: Durability,
 ) -> Result<Opened<M>, OpenError> {
-    let (log, report) = dir.open_log(group)?;
-    if let Some(lost) = log.lost_tail() {
-        let (first, last) = (lost.first_index, lost.last_index);
-        return Err(OpenError::TailLost { log: group, first, last });
-    }
+    let (mut log, report) = dir.open_log(group)?;
+    keep_promise(dir, &mut log)?;
     // DURABILITY: raft-rs takes everything that it can read for durable.
     if !planted(Bug::OpenWithoutSync) {
         log.sync()?;
@@ -138,6 +124,8 @@ pub fn open_replica<M: Machine>(
         // A later term makes whoever leads ask again.
         hard_state = move_to_term(dir, group, hard_state.term + 1, hard_state)?;
     }
+    let last = Promise { term: tip.term, index: tip.index };
+    hard_state.promise = hard_state.promise.filter(|promise| *promise > last);
     if !planted(Bug::CommitNotClamped) {
         hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
     }
@@ -169,6 +157,27 @@ pub fn open_replica<M: Machine>(
     let boot =
         Boot { id, replica, durability, hard_state, membership, start, terms, applied, entries };
     Ok(Opened { log, boot, machine, report })
+}
+
+/// Lets a log that lost its end go on without it. The replica keeps the promise of what it lost in
+/// its hard state, and moves to a later term: a leader that counts on what is gone asks again there.
+///
+/// DURABILITY: the promise is on disk before the log forgets that it lost anything.
+fn keep_promise(dir: &DataDir, log: &mut Log) -> Result<(), OpenError> {
+    let Some(lost) = log.lost_tail() else { return Ok(()) };
+    let (group, tip) = (log.id(), log.tip());
+    let hard_state = hard_state_of(dir, group)?;
+    // No entry that was acknowledged is of a later term than this.
+    let term_max = hard_state.term.max(tip.term);
+    let lost = Promise { term: lost.last_term.min(term_max), index: lost.last_index };
+    assert!(lost.index > tip.index, "{group}: {lost:?} was lost, the log ends with {tip:?}");
+    let promise = hard_state.promise.max(Some(lost));
+    let commit = hard_state.commit.min(tip.index);
+    tracing::error!(%group, ?promise, ends_at = tip.index, "the end of a log is lost");
+    move_to_term(dir, group, term_max + 1, HardState { commit, promise, ..hard_state })?;
+    log.forget_lost_tail()?;
+    log.sync()?;
+    Ok(())
 }
 
 fn move_to_term(
@@ -235,7 +244,7 @@ fn membership_of(
 
 impl HardState {
     fn founding() -> Self {
-        Self { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX }
+        Self { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX, promise: None }
     }
 }
 

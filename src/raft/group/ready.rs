@@ -59,6 +59,7 @@ impl Group {
                 self.is_restoring = false;
             }
         }
+        self.settle_promise();
     }
 
     /// Tells the library that its readies up to `ready` are durable, and then the world.
@@ -260,7 +261,7 @@ impl Group {
             self.id,
             before.vote
         );
-        self.recorded = HardState { term, vote, commit };
+        self.recorded = HardState { term, vote, commit, promise: self.promise };
         self.recorded.encode()
     }
 

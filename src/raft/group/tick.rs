@@ -31,10 +31,12 @@ impl Group {
     }
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
-    /// wait for them anyway, and a sole voter would lead before it has them.
+    /// wait for them anyway, and a sole voter would lead before it has them. Nor does one that has
+    /// less than it promised.
     pub(super) fn may_campaign(&mut self) -> bool {
         let is_stored = self.persisted() == self.last_index();
-        self.knows_voters() && is_stored
+        let is_whole = self.promise.is_none() || planted(Bug::VotesWithLostTail);
+        self.knows_voters() && is_stored && is_whole
     }
 
     fn tick_leader(&mut self, now_ms: i64) {

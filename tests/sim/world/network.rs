@@ -172,6 +172,7 @@ pub(super) fn dropped_name(reason: Dropped) -> &'static str {
         Dropped::Busy => "dropped-busy",
         Dropped::FutureTerm => "term-far-ahead-dropped",
         Dropped::OutOfRange => "dropped-out-of-range",
+        Dropped::Promised => "vote-refused-for-a-lost-tail",
         Dropped::Stranger => "dropped-stranger",
     }
 }
