@@ -3,8 +3,8 @@
 //! Where the log ends is found in [`super::ending`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -249,6 +249,7 @@ impl Opening {
             last_index: AtomicU64::new(end.tip.index),
             ends: (end.tip.index, end.tip.end_offset).into(),
             faulty: self.faulty.clone().into(),
+            suspects: Mutex::default(),
             segments: ArcSwap::from_pointee(self.segments.clone()),
         };
         let sync = LogSync::new(&self.context, self.id, end.tip.index, false);

@@ -3,16 +3,12 @@
 use std::path::PathBuf;
 
 use quipu::partition::{Ask, Response};
-use quipu::raft::{Role, Ticket};
+use quipu::raft::Ticket;
 use quipu::storage::fs::sim::SimFs;
 
-use crate::support::{Cluster, Node};
+use crate::support::{Cluster, Node, others};
 
 const LARGE: &[u8] = &[7; 1500];
-
-fn others(id: u64) -> [u64; 2] {
-    [[2, 3], [1, 3], [1, 2]][id as usize - 1]
-}
 
 #[test]
 fn three_replicas_elect_a_leader_and_agree() {
@@ -43,88 +39,6 @@ fn what_waits_for_space_is_dropped_when_another_leader_replaces_it() {
     cluster.mute.clear();
     cluster.put(b"two");
     cluster.assert_alike();
-}
-
-/// A replica whose last entries were on disk and are damaged must not go on as if it never had
-/// them: they may be committed, and it would vote for somebody without them.
-#[test]
-fn a_replica_that_lost_its_tail_does_not_vote_as_if_it_never_had_it() {
-    let mut cluster = Cluster::new(3);
-    for _ in 0..3 {
-        cluster.put(b"held");
-    }
-    let leader = cluster.await_leader();
-    let id = others(leader)[0];
-    let syncing = cluster.node(id);
-    syncing.disk.tend(&syncing.syncer).unwrap();
-    cluster.run(100);
-    let before = cluster.node(id).group().last_index();
-    let fs = cluster.node(id).fs.clone();
-    cluster.nodes.remove(&id);
-    fs.process_crash();
-    damage_last(&fs, b"held");
-    cluster.restart(id, &fs).unwrap();
-    let group = cluster.node(id).group();
-    let promised = group.promise().map_or(0, |promise| promise.index);
-    let last = group.last_index();
-    assert!(last < before && promised == before, "it had {before} entries, promises {promised}");
-    // With one of the others it is a majority, and that one has all there is.
-    cluster.cut.insert(leader);
-    assert_eq!(cluster.await_leader(), 6 - leader - id);
-    cluster.put(b"more");
-    assert_eq!(cluster.node(id).group().promise(), None);
-    cluster.cut.clear();
-    cluster.assert_alike();
-}
-
-/// Damages the last entry with `needle` in a node's newest segment, while it is down.
-fn damage_last(fs: &SimFs, needle: &[u8]) {
-    let is_segment = |path: &PathBuf| path.extension().is_some_and(|name| name == "seg");
-    let has_needle = |path: &PathBuf| {
-        let bytes = fs.durable_bytes(path).unwrap_or_default();
-        bytes.windows(needle.len()).any(|window| window == needle)
-    };
-    let path = fs.paths().into_iter().rfind(|path| is_segment(path) && has_needle(path)).unwrap();
-    fs.damage(&path, |bytes| {
-        let at = bytes.windows(needle.len()).rposition(|window| window == needle).unwrap();
-        bytes[at] ^= 1;
-    });
-}
-
-/// Of three replicas only two got an entry. One of them loses it, and the other is gone: nobody is
-/// elected without it.
-#[test]
-fn nobody_is_elected_without_what_a_replica_lost() {
-    let mut cluster = Cluster::new(3);
-    cluster.put(b"held");
-    let leader = cluster.await_leader();
-    let [damaged, late] = others(leader);
-    cluster.cut.insert(late);
-    cluster.put(b"lost");
-    let node = cluster.node(damaged);
-    node.disk.tend(&node.syncer).unwrap();
-    cluster.run(100);
-    let fs = cluster.node(damaged).fs.clone();
-    cluster.nodes.remove(&damaged);
-    fs.process_crash();
-    damage_last(&fs, b"lost");
-    cluster.restart(damaged, &fs).unwrap();
-    assert!(cluster.node(damaged).group().promise().is_some());
-    cluster.cut.clear();
-    cluster.cut.insert(leader);
-    cluster.run(20_000);
-    for id in [damaged, late] {
-        assert!(cluster.node(id).group().role() != Role::Leader, "node {id} leads without it");
-    }
-    // The promise outlives another restart.
-    cluster.nodes.remove(&damaged);
-    fs.process_crash();
-    cluster.restart(damaged, &fs).unwrap();
-    assert!(cluster.node(damaged).group().promise().is_some());
-    cluster.cut.clear();
-    assert_eq!(cluster.put(b"more"), 2, "what was acknowledged is there");
-    cluster.assert_alike();
-    assert_eq!(cluster.node(damaged).group().promise(), None);
 }
 
 #[test]

@@ -342,6 +342,10 @@ impl Group {
             if !planted(Bug::AppendNotMended) {
                 self.mend(&mut message)?;
             }
+            if message.get_msg_type() == MessageType::MsgHeartbeat {
+                // A new replica, to which any term is news, believes one that there are entries of.
+                message.log_term = self.view().tip().term;
+            }
             // Only what was read from disk for a follower carries its header along.
             let is_cold = message.get_entries().iter().any(|entry| !entry.context.is_empty());
             let envelope = Envelope::from_raft(self.id, message, entry)?;

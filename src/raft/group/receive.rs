@@ -58,7 +58,10 @@ impl Group {
             return Err(Dropped::Busy);
         }
         let (term, last_index) = (self.term(), self.last_index());
-        if envelope.term > term.saturating_add(self.config.term_jump_max) {
+        // A new replica knows no term. It believes one that there are entries of.
+        let is_new = term == 0 && last_index == 0;
+        let known = if is_new { term.max(envelope.last_term()) } else { term };
+        if envelope.term > known.saturating_add(self.config.term_jump_max) {
             return Err(Dropped::FutureTerm);
         }
         let is_in_range = match envelope.kind {

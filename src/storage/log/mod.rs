@@ -9,8 +9,8 @@
 //! * The log always has a segment to write to.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -103,6 +103,7 @@ impl Log {
             last_index: tip.index.into(),
             ends: (tip.index, tip.end_offset).into(),
             faulty: Vec::new().into(),
+            suspects: Mutex::default(),
         };
         Ok(Self {
             context: context.clone(),
