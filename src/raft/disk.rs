@@ -206,7 +206,7 @@ impl Disk {
         let mut idle = idle.iter().filter_map(|group| logs.get(group));
         let recorded = idle.try_for_each(|log| log.record_watermark().map(drop));
         match recorded {
-            Ok(()) | Err(storage::Error::NoSpace { .. }) => {}
+            Ok(()) | Err(storage::Error::NoSpace { .. } | storage::Error::Corrupt(_)) => {}
             Err(error) => return Err(error),
         }
         if self.dir.journal().is_dirty() {
@@ -347,7 +347,11 @@ impl Disk {
         let Some(log) = self.logs.get_mut(&group) else {
             return Ok(None);
         };
-        log.reclaim()?;
+        match log.reclaim() {
+            // What the log would begin with is damaged: what is there stays.
+            Ok(_) | Err(storage::Error::Corrupt(_)) => {}
+            Err(error) => return Err(error),
+        }
         let reader = log.reader();
         let first_index = reader.first_index();
         log.advance_log_start(log_start.min(reader.log_end_offset()), settled)?;

@@ -296,7 +296,9 @@ impl Log {
             // The log start has moved beyond what is on disk: none of it is left to be told of.
             return Ok(self.context.journal.synced_sequence());
         }
-        let term = self.reader().term_at(index, super::Access::MayBlock)?;
+        let is_tip = index == self.tip.index;
+        let read = || self.reader().term_at(index, super::Access::MayBlock);
+        let term = if is_tip { self.tip.term } else { read()? };
         let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())
     }
