@@ -402,6 +402,9 @@ pub fn read_supply<M: Machine>(reader: &LogReader, supply: &Supply) -> Input<M> 
     let mut entries = Vec::new();
     let last_index = last_index.min(reader.last_index());
     let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    if first_index > last_index {
+        return Input::Supplied(*supply, entries);
+    }
     let read = reader.read(first_index, last_index, bytes_max, Access::MayBlock, &mut entries);
     if let Err(error) = read {
         tracing::warn!(group = %supply.read.group, %error, "another replica is given less");

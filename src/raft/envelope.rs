@@ -36,8 +36,7 @@ pub enum MessageKind {
     Quiesce = 11,
     /// The sending node is alive. Of no group.
     Alive = 12,
-    /// Entries from `index` on are damaged here. Who has the entry `commit` of term `log_term` too
-    /// has the same ones.
+    /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`.
     RepairAsk = 13,
     /// The entries; or, from a leader that refuses, the word that they are not part of its log.
     RepairAnswer = 14,

@@ -19,7 +19,6 @@ pub struct Wound {
     /// Ranges of indices, inclusive and ascending; at least one.
     pub missing: Vec<(u64, u64)>,
     /// Index and term of an entry at or after the last missing one that was in the log for certain.
-    /// Whoever has this entry too has the same ones before it.
     pub anchor: (u64, u64),
 }
 

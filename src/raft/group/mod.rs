@@ -154,17 +154,6 @@ struct Pass {
     since_tick: u64,
 }
 
-/// What a replica's log says of a stretch of another's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holding {
-    /// It holds the same entries.
-    Same,
-    /// They are not part of the group's history, or it begins after them.
-    Other,
-    /// It cannot tell.
-    Unknown,
-}
-
 /// One replica of one group.
 pub struct Group {
     id: LogId,
@@ -394,24 +383,16 @@ impl Group {
         is_free && self.fault.is_none() && self.node.snap().is_none()
     }
 
-    /// Compares this log with one that has an entry at `anchor`, an index and a term, and some from
-    /// `first_index` on before it.
-    pub(super) fn holding(&self, first_index: u64, anchor: (u64, u64)) -> Holding {
+    /// True if the entries from `first_index` on of a log that has an entry at `anchor`, an index
+    /// and a term, cannot be of use any more: this replica leads, and its log begins after them, or
+    /// goes on in a later term without the anchor. A leader has all that was ever committed.
+    pub(super) fn has_other(&self, first_index: u64, anchor: (u64, u64)) -> bool {
         let (index, term) = anchor;
         let is_kept = first_index > self.start().index;
         let found = self.node.raft.raft_log.term(index);
         let is_same = index <= self.last_index() && found.is_ok_and(|found| found == term);
-        if !self.is_running() {
-            return Holding::Unknown;
-        }
-        match (is_kept, is_same, self.is_writable()) {
-            (true, true, _) => Holding::Same,
-            // What came before the log's start is settled.
-            (false, _, true) => Holding::Other,
-            // A leader has all that was committed in earlier terms.
-            (true, false, true) if self.term() > term => Holding::Other,
-            _ => Holding::Unknown,
-        }
+        let is_later = self.term() > term && !is_same;
+        self.is_writable() && (!is_kept || is_later)
     }
 
     /// Forgets the promise once what is stored is as far as what was lost.

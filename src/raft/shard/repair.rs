@@ -5,18 +5,18 @@
 //! has them: to the others it is as if it were down, except that it gives what it has itself. So
 //! replicas that are damaged in different places bring each other back, without a leader.
 //!
-//! Who has the entry that the ask names as its anchor has the same history up to there, so what it
-//! gives is what was lost; the chain of the log proves it once more before anything is replaced.
+//! Whoever is asked gives what it has at these indices. The chain of the log proves that it is what
+//! was lost: it has to lead from the entry before to the one after. What does not fit is dropped, and
+//! the next one is asked.
 //!
 //! A replica that does not run may have lost entries that were never committed, and nobody else has
-//! them any more. A leader of a later term that has another entry at the anchor, or none, says so:
-//! what it does not have was not committed. The replica then cuts its log at the damage, keeps the
+//! them any more. The ask names an entry behind the damage, its anchor. A leader of a later term that
+//! has another entry there, or none, says so: what it does not have was not committed. The replica then cuts its log at the damage, keeps the
 //! promise of all it had, and follows the leader.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};
 use super::super::error::Dropped;
-use super::super::group::Holding;
 use super::super::machine::{Machine, Now};
 use super::super::outputs::Outputs;
 use super::Shard;
@@ -153,14 +153,15 @@ impl<M: Machine> Shard<M> {
         let (group, from, to) = (envelope.group, envelope.to, envelope.from);
         let (first_index, anchor) = (envelope.index, (envelope.commit, envelope.log_term));
         let slot = self.slot(group);
-        let holding = slot.map_or(Holding::Same, |slot| slot.group.holding(first_index, anchor));
-        match holding {
-            Holding::Same if first_index <= anchor.0 => {
+        let is_other = slot.is_some_and(|slot| slot.group.has_other(first_index, anchor));
+        match is_other {
+            // It may be of another history: the chain decides where it is to go.
+            false if first_index <= anchor.0 => {
                 let (last_index, bytes_max) = (anchor.0, self.config.append_bytes_max);
                 let read = ColdRead { group, first_index, last_index, bytes_max };
                 out.effects.supplies.push(Supply { read, from, to });
             }
-            Holding::Other if !self.may_need(group, first_index) => {
+            true if !self.may_need(group, first_index) => {
                 let refusal = Envelope::new(MessageKind::RepairAnswer, group, from, to);
                 let term = slot.map_or(1, |slot| slot.group.term());
                 let (index, (commit, log_term)) = (first_index, anchor);
@@ -168,7 +169,7 @@ impl<M: Machine> Shard<M> {
                     Envelope { term, index, commit, log_term, is_reject: true, ..refusal };
                 out.effects.envelopes.push((Lane::Control, refusal));
             }
-            Holding::Same | Holding::Other | Holding::Unknown => {}
+            _ => {}
         }
     }
 

@@ -178,6 +178,9 @@ impl World {
                 let live = node.live.as_ref().and_then(|live| live.shard.group(*group));
                 text += &format!("  node {}: {:?} {live:?}", node.id, node.replicas.get(group));
                 text += &format!(" {:?}\n", live.map(Group::membership));
+                let log = node.live.as_ref().and_then(|live| live.disk.log(*group));
+                text += &format!("    {:?}", live.map(Group::promise));
+                text += &format!(" {:?}\n", log.map(|log| (log.tip(), log.wound())));
             }
         }
         text + &format!("{:?}", self.clients.all)
