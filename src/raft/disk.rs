@@ -40,6 +40,8 @@ pub struct Disk {
     written: BTreeSet<LogId>,
     /// What logs lack, as it was last told.
     wounds: BTreeMap<LogId, Wound>,
+    /// The news of damage that was looked into; 0 to look again.
+    damage_seen: u64,
 }
 
 impl Disk {
@@ -51,6 +53,7 @@ impl Disk {
             stalled: BTreeMap::new(),
             written: BTreeSet::new(),
             wounds: BTreeMap::new(),
+            damage_seen: 0,
         }
     }
 
@@ -104,6 +107,7 @@ impl Disk {
 
     /// Takes over the log of a group that was opened.
     pub fn adopt(&mut self, log: Log) {
+        self.damage_seen = 0;
         let other = self.logs.insert(log.id(), log);
         assert!(other.is_none(), "the log of a group is taken over once: {other:?}");
     }
@@ -268,9 +272,18 @@ impl Disk {
         Ok(Some(log.syncer_handle()))
     }
 
-    /// Segments in which reads have met damage, to be examined with [`LogReader::examine`] where
-    /// waiting for a disk is allowed.
-    pub fn suspects(&self) -> Vec<(LogReader, u64)> {
+    /// Looks for damage, if there are news of any: segments in which reads have met it, to be
+    /// examined with [`LogReader::examine`] where waiting for a disk is allowed, and what has
+    /// changed about what logs lack, for their shard.
+    pub fn look_for_damage<M: Machine>(&mut self) -> (Vec<(LogReader, u64)>, Vec<Input<M>>) {
+        let news = self.dir.damage_news();
+        if std::mem::replace(&mut self.damage_seen, news) == news {
+            return (Vec::new(), Vec::new());
+        }
+        (self.suspects(), self.changed_wounds())
+    }
+
+    fn suspects(&self) -> Vec<(LogReader, u64)> {
         let readers = self.logs.values().map(Log::reader);
         let suspects = |reader: LogReader| {
             let taken = reader.take_suspects().into_iter();
@@ -279,8 +292,7 @@ impl Disk {
         readers.flat_map(suspects).collect()
     }
 
-    /// What has changed about what logs lack, for their shard.
-    pub fn wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
+    fn changed_wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
         let mut changed = Vec::new();
         for (group, log) in &self.logs {
             let wound = log.wound();
@@ -405,6 +417,7 @@ pub fn read_supply<M: Machine>(reader: &LogReader, supply: &Supply) -> Input<M> 
     if first_index > last_index {
         return Input::Supplied(*supply, entries);
     }
+    assert!(supply.from != supply.to, "{} asks itself for entry {first_index}", supply.to);
     let read = reader.read(first_index, last_index, bytes_max, Access::MayBlock, &mut entries);
     if let Err(error) = read {
         tracing::warn!(group = %supply.read.group, %error, "another replica is given less");

@@ -38,7 +38,7 @@ pub enum MessageKind {
     Alive = 12,
     /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`.
     RepairAsk = 13,
-    /// The entries; or, from a leader that refuses, the word that they are not part of its log.
+    /// The entries; or, refused, the word that there is nothing to wait for.
     RepairAnswer = 14,
 }
 

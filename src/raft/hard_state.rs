@@ -46,6 +46,8 @@ impl HardState {
     pub fn encode(&self) -> Bytes {
         let Self { term, vote, .. } = *self;
         assert!(term > 0 || vote == 0, "a vote for {vote} is of a term, not of {term}");
+        let is_kept = self.promise.is_none_or(|promise| promise.term <= self.term);
+        assert!(is_kept, "term {}, with a promise of {:?}", self.term, self.promise);
         let mut bytes = BytesMut::with_capacity(41);
         bytes.put_u8(if self.promise.is_some() { FORMAT_PROMISE } else { FORMAT });
         bytes.put_u64_le(self.term);

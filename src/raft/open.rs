@@ -144,18 +144,18 @@ pub fn open_replica<M: Machine>(
         log.sync()?;
     }
     let may_have_forgotten = durability == Durability::Memory && report.class != Class::Clean;
-    let start = start_of(dir, &log, replica, durability, may_have_forgotten)?;
+    let start = start_of(dir, &mut log, replica, durability, may_have_forgotten)?;
     Ok(Opened { log, start, report })
 }
 
-/// Works out what a replica starts from. If its log cannot be read where that is needed, all that is
-/// suspected is looked into, so that it is known what is missing.
+/// Works out what a replica starts from. If its log cannot be read where that is needed, all that
+/// is suspected is looked into, so that it is known what is missing.
 ///
 /// # Errors
 /// [`OpenError`].
 pub(super) fn start_of<M: Machine>(
     dir: &DataDir,
-    log: &Log,
+    log: &mut Log,
     replica: ReplicaId,
     durability: Durability,
     may_have_forgotten: bool,
@@ -174,6 +174,12 @@ pub(super) fn start_of<M: Machine>(
             is_news |= reader.examine(suspect)?;
         }
         if is_news {
+            continue;
+        }
+        if planted(Bug::DamageForgotten)
+            && let Some(wound) = log.wound()
+        {
+            log.truncate_suffix(wound.missing[0].0, 0, None)?;
             continue;
         }
         tracing::error!(%group, %damage, "a replica waits for others to mend its log");
@@ -267,6 +273,8 @@ pub(super) fn cut_at_wound(dir: &DataDir, log: &mut Log) -> Result<(), OpenError
     let Some(wound) = log.wound() else { return Ok(()) };
     let (first_index, _) = wound.missing[0];
     let lost = Promise { term: log.tip().term, index: log.tip().index };
+    let last_index = log.tip().index;
+    assert!(first_index <= last_index, "entry {first_index} of {last_index} is missing");
     let left = Tip { index: first_index - 1, ..log.tip() };
     keep_promise(dir, log, lost, left)?;
     log.truncate_suffix(first_index, first_index - 1, None)?;

@@ -74,11 +74,13 @@ pub enum Bug {
     SnapshotOfAnyGroup,
     /// A replica that lost the end of its log votes and seeks election as if it never had it.
     VotesWithLostTail,
+    /// A replica that meets damage at its start cuts its log there and forgets what it had.
+    DamageForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::SendBeforeDurable,
         Self::SendOutOfOrder,
         Self::VoteBeforeDurable,
@@ -113,6 +115,7 @@ impl Bug {
         Self::RefusedUnasked,
         Self::SnapshotOfAnyGroup,
         Self::VotesWithLostTail,
+        Self::DamageForgotten,
     ];
 }
 

@@ -5,10 +5,11 @@
 //! and [`Log::wound`] says which entries [`Log::repair`] needs.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::error::{Damage, Error, Result};
 use super::log::Log;
-use super::reader::LogReader;
+use super::reader::{LogReader, Shared};
 use super::recovery::{self, FaultyRange};
 use super::scan::Scan;
 use super::segment::{Access, Segment};
@@ -20,6 +21,13 @@ pub struct Wound {
     pub missing: Vec<(u64, u64)>,
     /// Index and term of an entry at or after the last missing one that was in the log for certain.
     pub anchor: (u64, u64),
+}
+
+impl Shared {
+    /// Says that what is damaged or suspected has changed.
+    pub(super) fn note_damage_news(&self) {
+        self.damage_news.fetch_add(1, Ordering::Release);
+    }
 }
 
 impl LogReader {
@@ -46,6 +54,7 @@ impl LogReader {
         let mut suspects = self.shared.suspects.lock().expect("no holder of the list panics");
         let found = segments.iter().filter(|segment| segment.path() == damage.file);
         suspects.extend(found.map(|segment| segment.base_index()));
+        self.shared.note_damage_news();
     }
 
     /// Reads the segment that begins at `base_index` from the disk, as far as it was written when
@@ -83,6 +92,9 @@ impl LogReader {
                 tracing::error!(damage = %range.damage, "entries are damaged");
                 faulty.push(range);
             }
+        }
+        if faulty.len() > before {
+            self.shared.note_damage_news();
         }
         faulty.len() > before
     }

@@ -250,8 +250,10 @@ impl Opening {
             ends: (end.tip.index, end.tip.end_offset).into(),
             faulty: self.faulty.clone().into(),
             suspects: Mutex::default(),
+            damage_news: self.context.damage_news.clone(),
             segments: ArcSwap::from_pointee(self.segments.clone()),
         };
+        shared.note_damage_news();
         let sync = LogSync::new(&self.context, self.id, end.tip.index, false);
         let mut log = Log {
             context: self.context.clone(),

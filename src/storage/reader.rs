@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub(super) faulty: RwLock<Vec<FaultyRange>>,
     /// Segments in which a read has met damage that is not among those, by base index.
     pub(super) suspects: Mutex<BTreeSet<u64>>,
+    /// Raised with every change of these two.
+    pub(super) damage_news: Arc<AtomicU64>,
 }
 
 /// A read handle on one log; a cheap clone.

@@ -108,6 +108,7 @@ impl Log {
             is_elsewhere && range.damage.file != old_path
         });
         drop(faulty);
+        self.shared.note_damage_news();
         self.condemned.push((old, Until::Named(segment)));
         Ok(())
     }
@@ -257,6 +258,8 @@ impl LogReader {
                 faulty.push(range.clone());
             }
         }
+        drop(faulty);
+        self.shared.note_damage_news();
         Ok(found)
     }
 }

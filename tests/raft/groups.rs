@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use quipu::partition::Replica;
 use quipu::raft::{
-    Base, Boot, Checkpoint, Disk, Durability, Effects, Envelope, Group, Lane, MessageKind, Persist,
-    Start, Step,
+    Base, Boot, Checkpoint, Disk, Durability, Effects, Envelope, Group, Lane, Membership,
+    MessageKind, Persist, Start, Step,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Entry, Kind, Tip};
@@ -21,9 +21,14 @@ pub struct Follower {
 
 impl Follower {
     pub fn new() -> Self {
+        Self::of(Some(&voters(3)))
+    }
+
+    /// A replica of a group that `members` found, or that it joins.
+    pub fn of(members: Option<&Membership>) -> Self {
         let dir = open_dir(&SimFs::new());
         let mut disk = Disk::new(dir);
-        disk.create::<Replica>(GROUP, Some(&voters(3))).unwrap();
+        disk.create::<Replica>(GROUP, members).unwrap();
         let opened = disk.open::<Replica>(GROUP, replica(1), Durability::Fsync).unwrap();
         let Start::Ready(boot, _) = opened.0 else { panic!("it is not damaged") };
         let group = Group::new(&config(), *boot, 1);

@@ -16,7 +16,9 @@ const NAMES: [&[u8]; 9] = [
 /// A cluster in which all replicas have the same entries, known to be on disk.
 fn filled() -> Cluster {
     let mut cluster = Cluster::new(3);
-    NAMES.into_iter().for_each(|name| drop(cluster.put(name)));
+    for (offset, name) in (0..).zip(NAMES) {
+        assert_eq!(cluster.put(name), offset);
+    }
     cluster.run(500);
     for node in cluster.nodes.values_mut() {
         node.disk.tend(&node.syncer).unwrap();

@@ -168,10 +168,11 @@ impl Node {
             self.inputs.extend(self.disk.mend(&mend)?);
         }
         self.unrepaired += out.effects.unrepaired.len();
-        for (reader, suspect) in self.disk.suspects() {
+        let (suspects, changed) = self.disk.look_for_damage();
+        self.inputs.extend(changed);
+        for (reader, suspect) in suspects {
             reader.examine(suspect)?;
         }
-        self.inputs.extend(self.disk.wounds());
         Ok(())
     }
 

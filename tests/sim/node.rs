@@ -308,11 +308,12 @@ impl Live {
     }
 
     pub fn tend(&mut self) -> storage::Result<()> {
-        for (reader, suspect) in self.disk.suspects() {
+        let (suspects, changed) = self.disk.look_for_damage();
+        self.inputs.extend(changed);
+        for (reader, suspect) in suspects {
             self.tally.add("damage-met-while-up", 1);
             reader.examine(suspect)?;
         }
-        self.inputs.extend(self.disk.wounds());
         self.disk.tend(&self.syncer)
     }
 

@@ -66,7 +66,7 @@ pub enum Mischief {
 
 impl Mischief {
     pub const COUNT: usize = 15;
-    /// Those that are drawn first. What came later is drawn last, so that older seeds stay what they
+    /// Those that are drawn first. What came later is drawn last, so that older seeds stay as they
     /// were.
     const FIRST: [Self; Self::COUNT - 2] = [
         Self::Crash,

@@ -137,6 +137,8 @@ pub struct Incidents {
     pub leaving_hand_overs: u64,
     /// Its log got as far again as it was before it lost its end.
     pub tails_repaired: u64,
+    /// It waited long for a leader with what it lost at the end of its log, and none came.
+    pub promises_in_vain: u64,
 }
 
 /// What was handed out to be made durable, and what waits for it.
@@ -384,15 +386,16 @@ impl Group {
     }
 
     /// True if the entries from `first_index` on of a log that has an entry at `anchor`, an index
-    /// and a term, cannot be of use any more: this replica leads, and its log begins after them, or
-    /// goes on in a later term without the anchor. A leader has all that was ever committed.
+    /// and a term, are nothing to wait for: this log begins after them, so they were settled; or
+    /// this replica leads in a later term without the anchor, and a leader has all that was ever
+    /// committed.
     pub(super) fn has_other(&self, first_index: u64, anchor: (u64, u64)) -> bool {
         let (index, term) = anchor;
         let is_kept = first_index > self.start().index;
         let found = self.node.raft.raft_log.term(index);
         let is_same = index <= self.last_index() && found.is_ok_and(|found| found == term);
         let is_later = self.term() > term && !is_same;
-        self.is_writable() && (!is_kept || is_later)
+        !is_kept || (is_later && self.is_writable())
     }
 
     /// Forgets the promise once what is stored is as far as what was lost.
@@ -404,6 +407,7 @@ impl Group {
         let term = self.node.raft.raft_log.term(index).unwrap_or(0);
         let is_kept = |promise: &mut Promise| *promise <= Promise { term, index };
         if self.promise.take_if(is_kept).is_some() {
+            assert!(index <= self.last_index(), "{}: {index} are stored of fewer", self.id);
             tracing::info!(group = %self.id, index, "the end of a log that was lost is back");
             self.incidents.tails_repaired += 1;
         }

@@ -82,7 +82,7 @@ impl Group {
         if is_in_range || is_stale { Ok(()) } else { Err(Dropped::OutOfRange) }
     }
 
-    /// Refuses a vote for a candidate that is not as far as this replica was before it lost entries.
+    /// Refuses a vote for who is not as far as this replica was before it lost the end of its log.
     fn check_promise(&self, envelope: &Envelope) -> Result<(), Dropped> {
         let is_asked = matches!(envelope.kind, MessageKind::PreVote | MessageKind::Vote);
         let found = Promise { term: envelope.log_term, index: envelope.index };

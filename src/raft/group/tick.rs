@@ -7,12 +7,20 @@ use super::super::planted::{Bug, planted};
 use super::{Group, Role, mix};
 use crate::types::ReplicaId;
 
+/// Election timeouts after which a replica that lost the end of its log says so again.
+const TIMEOUTS_MAX: u64 = 40;
+
 impl Group {
     /// Lets one tick pass.
     pub fn tick(&mut self, now_ms: i64) {
         self.ticks += 1;
         if !self.is_running() || self.is_quiescent {
             return;
+        }
+        let patience = TIMEOUTS_MAX * self.config.election_ticks as u64;
+        if self.promise.is_some() && self.ticks.is_multiple_of(patience) {
+            tracing::error!(group = %self.id, promise = ?self.promise, "nobody leads it on");
+            self.incidents.promises_in_vain += 1;
         }
         if self.role() == Role::Leader {
             self.tick_leader(now_ms);

@@ -6,13 +6,14 @@
 //! replicas that are damaged in different places bring each other back, without a leader.
 //!
 //! Whoever is asked gives what it has at these indices. The chain of the log proves that it is what
-//! was lost: it has to lead from the entry before to the one after. What does not fit is dropped, and
-//! the next one is asked.
+//! was lost: it has to lead from the entry before to the one after. What does not fit is dropped,
+//! and the next one is asked.
 //!
 //! A replica that does not run may have lost entries that were never committed, and nobody else has
-//! them any more. The ask names an entry behind the damage, its anchor. A leader of a later term that
-//! has another entry there, or none, says so: what it does not have was not committed. The replica then cuts its log at the damage, keeps the
-//! promise of all it had, and follows the leader.
+//! them any more. The ask names an entry behind the damage, its anchor. A leader of a later term
+//! that has another entry there, or none, says so: what it does not have was not committed. So does
+//! whoever begins after the damage: what retention takes was settled. The replica then cuts its log
+//! at the damage, keeps the promise of all it had, and follows the leader.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};
@@ -46,6 +47,7 @@ impl Mender {
     fn next_missing(&self) -> Option<u64> {
         let mut have = self.given.len() as u64;
         for (first, last) in &self.wound.as_ref()?.missing {
+            assert!(first <= last, "a range of missing entries goes from {first} to {last}");
             let count = last - first + 1;
             if have < count {
                 return Some(first + have);
@@ -59,6 +61,11 @@ impl Mender {
     fn take(&mut self, entries: Vec<Entry>) -> bool {
         let before = self.given.len();
         for entry in entries {
+            assert!(
+                self.wound.is_some(),
+                "entry {} is for a log that is whole",
+                entry.header.index
+            );
             if self.next_missing() == Some(entry.header.index) {
                 self.given.push(entry);
             }
@@ -201,6 +208,7 @@ impl<M: Machine> Shard<M> {
             return;
         }
         mender.asks_in_vain = 0;
+        assert!(!mender.given.is_empty(), "{group}: something was taken");
         if mender.next_missing().is_some() {
             let every_ms = 2 * self.config.heartbeat_ticks as u64 * self.config.tick_ms;
             mender.next_ask_ms = now.monotonic_ms + every_ms;

@@ -149,5 +149,7 @@ impl Log {
         for range in faulty.iter_mut().filter(|range| range.last_index >= index) {
             range.last_index = index - 1;
         }
+        drop(faulty);
+        self.shared.note_damage_news();
     }
 }

@@ -104,6 +104,7 @@ impl Log {
             ends: (tip.index, tip.end_offset).into(),
             faulty: Vec::new().into(),
             suspects: Mutex::default(),
+            damage_news: context.damage_news.clone(),
         };
         Ok(Self {
             context: context.clone(),

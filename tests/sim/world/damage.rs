@@ -1,8 +1,8 @@
 //! Damage: bytes on a disk change that nobody has written.
 //!
-//! Only what can be survived is inflicted, and only what can be noticed. Every entry that is damaged
-//! is intact on the disk of another voter, or was on no other; and what is on record on the same
-//! disk still says that it was there. So nothing may be lost, and everything has to come back.
+//! Only what can be survived is inflicted, and only what can be noticed. Every entry that is
+//! damaged is intact on the disk of another voter, or was on no other; and what is on record on the
+//! same disk still says that it was there. So nothing may be lost, and everything has to come back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -112,8 +112,8 @@ impl World {
     }
 }
 
-/// True if a log holds an entry, or has dropped it because it was settled; also if it has lost it to
-/// damage and stands for it. Damage is survivable, so it comes back.
+/// True if a log holds an entry, or has dropped it because it was settled; also if it has lost it
+/// to damage and stands for it. Damage is survivable, so it comes back.
 fn holds(log: &Log, promised: u64, index: u64, chain: u32) -> bool {
     let reader = log.reader();
     let is_dropped = reader.first_index() > index;

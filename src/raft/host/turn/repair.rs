@@ -25,10 +25,10 @@ impl<M: Machine> Turn<M> {
 
     /// Has suspicions looked into, and tells the shard what is known to be missing.
     pub(super) fn look_for_damage(&mut self) {
-        for (reader, suspect) in self.disk.suspects() {
+        let (suspects, changed) = self.disk.look_for_damage();
+        self.inputs.extend(changed);
+        for (reader, suspect) in suspects {
             self.read_elsewhere(reader, Wanted::Examination(suspect));
         }
-        let changed = self.disk.wounds();
-        self.inputs.extend(changed);
     }
 }
