@@ -12,6 +12,7 @@
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
+//! | mender | `shard/repair` | getting from others what is damaged here, and giving them theirs |
 //! | host | `host` | the shards of a node, each on a thread of its own |
 //! | planted bug | `planted` | breaches of single rules, for tests |
 //! | membership | `membership` | the replicas of a group, and how they change |
