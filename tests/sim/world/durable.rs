@@ -32,6 +32,10 @@ impl World {
             return;
         };
         let settled = self.oracle.at_offset(group, base_offset);
+        if settled.is_none() && self.plan.damages() {
+            // It was damaged before anybody could look at it: others will show it.
+            return self.tally.add("acknowledgment-hidden-by-damage", 1);
+        }
         let settled = settled.unwrap_or_else(|| {
             panic!("node {id}: offset {base_offset} of {group} is acknowledged, not committed")
         });
