@@ -114,8 +114,8 @@ impl<M: Machine> Shard<M> {
             if mender.asks_in_vain.is_multiple_of(rounds) {
                 out.effects.unrepaired.push(group);
             }
-            if mender.asks_in_vain > 1 {
-                // Part of it may be of a history that was given up: begin again with another.
+            if mender.asks_in_vain > others.len() as u64 {
+                // Part of it may be of a history that was given up: begin again.
                 mender.given.clear();
             }
             mender.asks += 1;
