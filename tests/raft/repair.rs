@@ -127,6 +127,28 @@ fn nobody_is_elected_without_what_a_replica_lost() {
     assert_eq!(cluster.node(damaged).group().promise(), None);
 }
 
+/// A damaged follower that hears its leader, and gets nothing from it, votes for the next one.
+#[test]
+fn a_replica_that_lost_its_tail_helps_to_elect_who_has_it() {
+    let mut cluster = filled();
+    let leader = cluster.await_leader();
+    let [damaged, other] = others(leader);
+    restart_damaged(&mut cluster, damaged, &[b"entry-8"]);
+    cluster.starved.insert(damaged);
+    cluster.run(2_000);
+    assert_eq!(cluster.node(damaged).group().leader().map(|id| id.node().0), cluster.leader());
+    let leader = cluster.await_leader();
+    let next = if leader == other { 6 - damaged - other } else { other };
+    cluster.cut.insert(leader);
+    cluster.run(3_000);
+    assert_eq!(cluster.node(next).group().role(), Role::Leader, "nobody else can lead");
+    assert!(cluster.node(damaged).group().promise().is_some(), "it has not got it back yet");
+    cluster.starved.clear();
+    cluster.cut.clear();
+    assert_eq!(cluster.put(b"more"), 9);
+    cluster.assert_alike();
+}
+
 #[test]
 fn replicas_that_are_damaged_in_different_places_bring_each_other_back() {
     let mut cluster = filled();

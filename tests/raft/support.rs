@@ -205,6 +205,8 @@ pub struct Cluster {
     pub cut: BTreeSet<u64>,
     /// Nodes that nobody hears.
     pub mute: BTreeSet<u64>,
+    /// Nodes that hear everything but entries.
+    pub starved: BTreeSet<u64>,
     /// Nodes that stand still.
     pub paused: BTreeSet<u64>,
     pub time_ms: u64,
@@ -217,6 +219,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             cut: BTreeSet::new(),
             mute: BTreeSet::new(),
+            starved: BTreeSet::new(),
             paused: BTreeSet::new(),
             time_ms: 1000,
             tickets: 0,
@@ -262,7 +265,8 @@ impl Cluster {
         let is_cut = [from, to].iter().any(|id| self.cut.contains(id)) || self.mute.contains(&from);
         let Some(node) = self.nodes.get_mut(&to).filter(|_| !is_cut) else { return };
         let route = Route { cluster: CLUSTER, from: NodeId(from), to: NodeId(to) };
-        let envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+        let mut envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+        envelopes.retain(|envelope| envelope.entries.is_empty() || !self.starved.contains(&to));
         node.inputs.push(Input::Envelopes(envelopes));
     }
 

@@ -27,6 +27,9 @@ impl Group {
         } else if self.may_campaign() {
             self.draw_election_timeout();
             self.node.tick();
+        } else if self.promise.is_some() {
+            // It does not seek election. Once its leader has been silent for long, others may.
+            self.node.raft.election_elapsed += 1;
         }
         if self.ticks > self.snapshot_until_tick {
             self.node.mut_store().forget_snapshot();
