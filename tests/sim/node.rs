@@ -395,8 +395,15 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub fn is_complete(&self) -> bool {
-        (self.first_index..=self.last_index).all(|index| self.chains.contains_key(&index))
+    /// True if the log goes as far as it stands for.
+    pub fn has_end(&self) -> bool {
+        self.promised <= self.last_index
+    }
+
+    /// True if every entry is there.
+    pub fn is_whole(&self) -> bool {
+        let mut indices = self.first_index..=self.last_index;
+        self.has_end() && indices.all(|index| self.chains.contains_key(&index))
     }
 }
 

@@ -103,10 +103,19 @@ impl World {
             .filter(|(index, _)| !after.chains.contains_key(index))
             .map(|(index, chain)| (*index, *chain))
             .collect();
-        is_noticed && !lost.is_empty() && self.are_kept_elsewhere(id, group, &lost)
+        let is_end = !after.has_end();
+        is_noticed && !lost.is_empty() && self.are_kept_elsewhere(id, group, &lost, is_end)
     }
 
-    fn are_kept_elsewhere(&self, id: NodeId, group: LogId, lost: &BTreeMap<u64, u32>) -> bool {
+    /// True if what is lost of a log is on other disks, or never was. `is_end` says that it is the
+    /// end of the log: that comes back from a leader, and nobody leads whose own end is lost.
+    fn are_kept_elsewhere(
+        &self,
+        id: NodeId,
+        group: LogId,
+        lost: &BTreeMap<u64, u32>,
+        is_end: bool,
+    ) -> bool {
         let memberships = self.memberships.range((group, 0)..=(group, u64::MAX));
         let Some((_, membership)) = memberships.last() else { return false };
         let wanted = &self.wanted[&group];
@@ -126,11 +135,12 @@ impl World {
             let has = |kept: &Kept| kept.chains.get(index) == Some(chain);
             let may_have =
                 |kept: &Kept| kept.promised >= *index && !kept.chains.contains_key(index);
-            let is_kept = others.iter().any(|(is_voter, kept)| *is_voter && has(kept));
+            let can_give = |kept: &Kept| has(kept) && (kept.has_end() || !is_end);
+            let is_kept = others.iter().any(|(is_voter, kept)| *is_voter && can_give(kept));
             // Nobody else ever had it, and the others can go on without this one.
             let is_alone = is_plain
                 && voters.len() >= 3
-                && others.iter().all(|(_, kept)| !has(kept) && !may_have(kept));
+                && others.iter().all(|(_, kept)| !has(kept) && !may_have(kept) && kept.is_whole());
             is_kept || (is_alone && !self.is_settled(group, *index, *chain))
         })
     }
@@ -143,7 +153,7 @@ impl World {
     /// True if every entry of a group's log on a node's disk can be read.
     pub(super) fn is_whole(&self, id: NodeId, group: LogId) -> bool {
         let found = kept(&self.nodes[&id].fs, group);
-        found.is_some_and(|kept| kept.promised <= kept.last_index && kept.is_complete())
+        found.is_some_and(|kept| kept.is_whole())
     }
 
     /// True if the damage that a running replica still has is of entries that no other replica
