@@ -170,10 +170,8 @@ impl<M: Machine> Shard<M> {
             }
             true if !self.may_need(group, first_index) => {
                 let refusal = Envelope::new(MessageKind::RepairAnswer, group, from, to);
-                let term = slot.map_or(1, |slot| slot.group.term());
                 let (index, (commit, log_term)) = (first_index, anchor);
-                let refusal =
-                    Envelope { term, index, commit, log_term, is_reject: true, ..refusal };
+                let refusal = Envelope { index, commit, log_term, is_reject: true, ..refusal };
                 out.effects.envelopes.push((Lane::Control, refusal));
             }
             _ => {}

@@ -162,6 +162,11 @@ impl World {
     fn change_wanted(&mut self) {
         let group = *self.rng.pick(&self.groups.clone()).expect("there is a group");
         let wanted = self.wanted[&group].clone();
+        // Who takes a replica away looks first whether the others are whole.
+        let mut homes = wanted.iter().map(|replica| replica.node());
+        if self.plan.damages() && !homes.all(|home| self.is_whole(home, group)) {
+            return;
+        }
         let free: Vec<_> = self
             .nodes
             .keys()
