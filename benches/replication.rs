@@ -227,7 +227,7 @@ fn boot(n: u128, node: NodeId) -> Boot {
         id: partition(n),
         replica: ReplicaId::new(node, 1),
         durability: Durability::Fsync,
-        hard_state: HardState { term: 1, vote: 0, commit: 1 },
+        hard_state: HardState { term: 1, vote: 0, commit: 1, promise: None },
         membership: Membership::of_voters([1, 2, 3].map(|n| ReplicaId::new(NodeId(n), 1))),
         start,
         terms: vec![TermStart { term: 1, first_index: 1 }],

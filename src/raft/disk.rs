@@ -6,17 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::effects::{ColdRead, Persist, Step};
-use super::group::{Boot, Durability};
+use super::effects::{ColdRead, Cure, Mend, Persist, Step, Supply};
+use super::group::Durability;
 use super::hard_state::Checkpoint;
+use super::input::Input;
 use super::log_view::Base;
 use super::machine::Machine;
 use super::membership::Membership;
-use super::open::{OpenError, create_replica, hard_state_of, open_replica};
+use super::open::{
+    OpenError, Start, create_replica, cut_at_wound, hard_state_of, open_replica, start_of,
+};
 use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, DataDir, Entry, FactKind, Log, LogReader, Policy, RecoveryReport,
-    SyncRequest, Syncer, Tip,
+    SyncRequest, Syncer, Tip, Wound,
 };
 use crate::types::{LogId, ReplicaId};
 
@@ -35,12 +38,23 @@ pub struct Disk {
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
     /// Logs that were written to since their watermark was recorded.
     written: BTreeSet<LogId>,
+    /// What logs lack, as it was last told.
+    wounds: BTreeMap<LogId, Wound>,
+    /// The news of damage that was looked into; 0 to look again.
+    damage_seen: u64,
 }
 
 impl Disk {
     /// A disk without logs.
     pub fn new(dir: Arc<DataDir>) -> Self {
-        Self { dir, logs: BTreeMap::new(), stalled: BTreeMap::new(), written: BTreeSet::new() }
+        Self {
+            dir,
+            logs: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            written: BTreeSet::new(),
+            wounds: BTreeMap::new(),
+            damage_seen: 0,
+        }
     }
 
     /// The data directory.
@@ -85,14 +99,15 @@ impl Disk {
         group: LogId,
         replica: ReplicaId,
         durability: Durability,
-    ) -> Result<(Boot, M, RecoveryReport), OpenError> {
+    ) -> Result<(Start<M>, RecoveryReport), OpenError> {
         let opened = open_replica(&self.dir, group, replica, durability)?;
         self.adopt(opened.log);
-        Ok((opened.boot, opened.machine, opened.report))
+        Ok((opened.start, opened.report))
     }
 
     /// Takes over the log of a group that was opened.
     pub fn adopt(&mut self, log: Log) {
+        self.damage_seen = 0;
         let other = self.logs.insert(log.id(), log);
         assert!(other.is_none(), "the log of a group is taken over once: {other:?}");
     }
@@ -105,6 +120,7 @@ impl Disk {
     /// As [`Log::truncate_suffix`].
     pub fn rewind<M: Machine>(&mut self, group: LogId, index: u64) -> Result<(), OpenError> {
         self.stalled.remove(&group);
+        self.wounds.remove(&group);
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
@@ -135,6 +151,7 @@ impl Disk {
     /// As [`DataDir::close_log`].
     pub fn close(&mut self, group: LogId) -> storage::Result<()> {
         self.stalled.remove(&group);
+        self.wounds.remove(&group);
         self.logs.remove(&group).map_or(Ok(()), |log| self.dir.close_log(log))
     }
 
@@ -193,7 +210,7 @@ impl Disk {
         let mut idle = idle.iter().filter_map(|group| logs.get(group));
         let recorded = idle.try_for_each(|log| log.record_watermark().map(drop));
         match recorded {
-            Ok(()) | Err(storage::Error::NoSpace { .. }) => {}
+            Ok(()) | Err(storage::Error::NoSpace { .. } | storage::Error::Corrupt(_)) => {}
             Err(error) => return Err(error),
         }
         if self.dir.journal().is_dirty() {
@@ -255,6 +272,76 @@ impl Disk {
         Ok(Some(log.syncer_handle()))
     }
 
+    /// Looks for damage, if there are news of any: segments in which reads have met it, to be
+    /// examined with [`LogReader::examine`] where waiting for a disk is allowed, and what has
+    /// changed about what logs lack, for their shard.
+    pub fn look_for_damage<M: Machine>(&mut self) -> (Vec<(LogReader, u64)>, Vec<Input<M>>) {
+        let news = self.dir.damage_news();
+        if std::mem::replace(&mut self.damage_seen, news) == news {
+            return (Vec::new(), Vec::new());
+        }
+        (self.suspects(), self.changed_wounds())
+    }
+
+    fn suspects(&self) -> Vec<(LogReader, u64)> {
+        let readers = self.logs.values().map(Log::reader);
+        let suspects = |reader: LogReader| {
+            let taken = reader.take_suspects().into_iter();
+            taken.map(move |suspect| (reader.clone(), suspect))
+        };
+        readers.flat_map(suspects).collect()
+    }
+
+    fn changed_wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
+        let mut changed = Vec::new();
+        for (group, log) in &self.logs {
+            let wound = log.wound();
+            if wound.as_ref() != self.wounds.get(group) {
+                match wound.clone() {
+                    Some(wound) => self.wounds.insert(*group, wound),
+                    None => self.wounds.remove(group),
+                };
+                changed.push(Input::Wound { group: *group, wound });
+            }
+        }
+        changed
+    }
+
+    /// Mends a damaged log, or tries to, and starts its replica if that had to wait for it. The
+    /// whole segment is written anew and synced before this returns: damage is rare.
+    ///
+    /// # Errors
+    /// As [`Self::perform`].
+    pub fn mend<M: Machine>(&mut self, mend: &Mend) -> storage::Result<Vec<Input<M>>> {
+        let group = mend.group;
+        let Some(log) = self.logs.get_mut(&group) else { return Ok(Vec::new()) };
+        let mended = match &mend.cure {
+            Cure::Entries(entries) => log.repair(entries).map_err(OpenError::from),
+            Cure::Cut => cut_at_wound(&self.dir, log),
+        };
+        let mut inputs = Vec::new();
+        match mended {
+            Ok(()) => tracing::info!(%group, "a damaged log was mended"),
+            Err(OpenError::Storage(error)) if !is_harmless(&error) => return Err(error),
+            Err(error) => tracing::warn!(%group, %error, "a damaged log cannot be mended yet"),
+        }
+        if let Some(damaged) = &mend.damaged {
+            match start_of(&self.dir, log, damaged.replica, damaged.durability, false) {
+                Ok(Start::Damaged(_)) => {}
+                Ok(start) => inputs.push(start.into_input()),
+                Err(error) => tracing::error!(%group, %error, "a mended replica cannot start"),
+            }
+        }
+        // Told in any case: without news the shard would wait for it.
+        let wound = log.wound();
+        match wound.clone() {
+            Some(wound) => self.wounds.insert(group, wound),
+            None => self.wounds.remove(&group),
+        };
+        inputs.push(Input::Wound { group, wound });
+        Ok(inputs)
+    }
+
     /// Applies a retention policy to a group's log and moves its start to `log_start` at least.
     /// Only entries up to `settled` go, see [`super::Group::settled`]. Returns the tip before the
     /// first entry if that has changed.
@@ -272,7 +359,11 @@ impl Disk {
         let Some(log) = self.logs.get_mut(&group) else {
             return Ok(None);
         };
-        log.reclaim()?;
+        match log.reclaim() {
+            // What the log would begin with is damaged: what is there stays.
+            Ok(_) | Err(storage::Error::Corrupt(_)) => {}
+            Err(error) => return Err(error),
+        }
         let reader = log.reader();
         let first_index = reader.first_index();
         log.advance_log_start(log_start.min(reader.log_end_offset()), settled)?;
@@ -317,6 +408,23 @@ pub fn read_cold(
     Ok(entries)
 }
 
+/// Reads what another replica lacks: good entries up to the first that is damaged here too.
+pub fn read_supply<M: Machine>(reader: &LogReader, supply: &Supply) -> Input<M> {
+    let ColdRead { first_index, last_index, bytes_max, .. } = supply.read;
+    let mut entries = Vec::new();
+    let last_index = last_index.min(reader.last_index());
+    let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    if first_index > last_index {
+        return Input::Supplied(*supply, entries);
+    }
+    assert!(supply.from != supply.to, "{} asks itself for entry {first_index}", supply.to);
+    let read = reader.read(first_index, last_index, bytes_max, Access::MayBlock, &mut entries);
+    if let Err(error) = read {
+        tracing::warn!(group = %supply.read.group, %error, "another replica is given less");
+    }
+    Input::Supplied(*supply, entries)
+}
+
 /// Reads what a log starts with.
 ///
 /// # Errors
@@ -327,4 +435,9 @@ pub fn read_base(reader: &LogReader) -> storage::Result<Option<Base>> {
     let bytes = first.checkpoint()?;
     let checkpoint = Checkpoint::decode(bytes);
     Ok(checkpoint.map(|checkpoint| Base { tip: first.header().previous, state: checkpoint.state }))
+}
+
+/// True if a log that could not be mended is as it was, and it can be tried again.
+fn is_harmless(error: &storage::Error) -> bool {
+    matches!(error, storage::Error::RepairRefused(_) | storage::Error::NoSpace { .. })
 }

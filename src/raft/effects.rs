@@ -7,7 +7,7 @@ use super::group::Durability;
 use super::log_view::{Base, Divergence};
 use super::membership::Membership;
 use crate::storage::{Entry, FactKind, Kind};
-use crate::types::LogId;
+use crate::types::{LogId, ReplicaId};
 
 /// What is to be done to a group's log and to the journal, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +110,50 @@ pub struct ColdRead {
     pub bytes_max: u64,
 }
 
+/// Entries to be read from disk for a replica that lacks them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Supply {
+    /// What it lacks; fewer may be read, and it asks again.
+    pub read: ColdRead,
+    /// The replica here.
+    pub from: ReplicaId,
+    /// The one that asked.
+    pub to: ReplicaId,
+}
+
+/// Something to be done to a damaged log.
+#[derive(Debug)]
+pub struct Mend {
+    /// The group.
+    pub group: LogId,
+    /// What.
+    pub cure: Cure,
+    /// The replica, if it does not run before it is mended.
+    pub damaged: Option<Damaged>,
+}
+
+/// What is done to a damaged log.
+#[derive(Debug)]
+pub enum Cure {
+    /// These are the entries that its oldest damaged segment lacks.
+    Entries(Vec<Entry>),
+    /// The group went on without what the log holds from its first damaged entry on.
+    Cut,
+}
+
+/// A replica that cannot run before its log is mended: it could not follow its own history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// The group.
+    pub group: LogId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// What entries wait for.
+    pub durability: Durability,
+    /// Replicas of the group, as far as this one knows.
+    pub peers: Vec<ReplicaId>,
+}
+
 /// Why a replica stopped for good.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -145,4 +189,10 @@ pub struct Effects {
     pub restored: Vec<(LogId, Base)>,
     /// Groups that stopped.
     pub faults: Vec<(LogId, Fault)>,
+    /// Entries to be read for replicas that lack them.
+    pub supplies: Vec<Supply>,
+    /// Damaged logs that can be mended.
+    pub mends: Vec<Mend>,
+    /// Groups with damage for which nobody has had the entries for long.
+    pub unrepaired: Vec<LogId>,
 }

@@ -36,6 +36,10 @@ pub enum MessageKind {
     Quiesce = 11,
     /// The sending node is alive. Of no group.
     Alive = 12,
+    /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`.
+    RepairAsk = 13,
+    /// The entries; or, refused, the word that there is nothing to wait for.
+    RepairAnswer = 14,
 }
 
 impl MessageKind {
@@ -57,6 +61,8 @@ impl MessageKind {
         match byte {
             11 => Some(Self::Quiesce),
             12 => Some(Self::Alive),
+            13 => Some(Self::RepairAsk),
+            14 => Some(Self::RepairAnswer),
             _ => Self::OF_RAFT.get(usize::from(byte).checked_sub(1)?).map(|(kind, _)| *kind),
         }
     }
@@ -185,6 +191,31 @@ impl Envelope {
         })
     }
 
+    /// Asks `to` for entries from `index` on, up to `anchor`, which is an index and its term.
+    pub(super) fn repair_ask(
+        group: LogId,
+        (from, to): (ReplicaId, ReplicaId),
+        index: u64,
+        anchor: (u64, u64),
+    ) -> Self {
+        let ask = Self::new(MessageKind::RepairAsk, group, from, to);
+        Self { index, commit: anchor.0, log_term: anchor.1, ..ask }
+    }
+
+    /// Gives `to` entries that it asked for.
+    pub(super) fn repair_answer(
+        group: LogId,
+        (from, to): (ReplicaId, ReplicaId),
+        mut entries: Vec<Entry>,
+    ) -> Option<Self> {
+        let index = entries.first()?.header.index - 1;
+        let term = entries.last()?.header.term;
+        // What a replica knows of its own disk is nobody else's business.
+        entries.iter_mut().for_each(|entry| entry.header.synced_index = 0);
+        let answer = Self::new(MessageKind::RepairAnswer, group, from, to);
+        Some(Self { term, index, entries, ..answer })
+    }
+
     /// The message for raft-rs; `None` if it is not for raft-rs, or a snapshot's body is not one.
     pub(super) fn into_raft(self) -> Option<Message> {
         let mut message = Message::default();
@@ -210,10 +241,18 @@ impl Envelope {
         Some(message)
     }
 
+    /// Term of the last entry that it speaks of; 0 if it speaks of none.
+    pub(super) fn last_term(&self) -> u64 {
+        let snapshot = || SnapshotBody::decode(self.body.clone()).map(|body| body.base.tip.term);
+        let of_body = if self.kind == MessageKind::Snapshot { snapshot() } else { None };
+        let of_entries = self.entries.last().map(|entry| entry.header.term);
+        of_entries.or(of_body).unwrap_or(self.log_term)
+    }
+
     /// The lane for it. `is_cold` says that its entries were read from disk.
     pub(super) fn lane(&self, is_cold: bool) -> Lane {
         match self.kind {
-            MessageKind::Snapshot => Lane::Bulk,
+            MessageKind::Snapshot | MessageKind::RepairAnswer => Lane::Bulk,
             MessageKind::Append if is_cold => Lane::Bulk,
             MessageKind::Append => Lane::Append,
             _ => Lane::Control,
@@ -228,7 +267,8 @@ impl Envelope {
         if self.term == 0 {
             return Err("term");
         }
-        if !self.entries.is_empty() && self.kind != MessageKind::Append {
+        let may_have_entries = matches!(self.kind, MessageKind::Append | MessageKind::RepairAnswer);
+        if !self.entries.is_empty() && !may_have_entries {
             return Err("entries");
         }
         if self.body.is_empty() == (self.kind == MessageKind::Snapshot) {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! hard state   u8 format, 1   u64 term   u64 vote (a replica id, 0 for none)   u64 commit
+//!              and in format 2:  u64 term   u64 index of the promise
 //! checkpoint   u8 format, 1   u32 length of the membership   the membership   the state's bytes
 //! ```
 //!
@@ -14,6 +15,18 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use super::membership::Membership;
 
 const FORMAT: u8 = 1;
+/// The format of a hard state with a promise.
+const FORMAT_PROMISE: u8 = 2;
+
+/// The last entry of a log that lost its end: what this replica said it has, and has to get back
+/// before it is what it was. Of two, the greater is of the log that is further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Promise {
+    /// The entry's term, or a later one if that is not known.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
 
 /// Term, vote and commit of a replica.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,6 +37,8 @@ pub struct HardState {
     pub vote: u64,
     /// An index known to be committed, of an entry that is on this replica's disk.
     pub commit: u64,
+    /// What the log ended with before its end was lost, until it is as far again.
+    pub promise: Option<Promise>,
 }
 
 impl HardState {
@@ -31,22 +46,31 @@ impl HardState {
     pub fn encode(&self) -> Bytes {
         let Self { term, vote, .. } = *self;
         assert!(term > 0 || vote == 0, "a vote for {vote} is of a term, not of {term}");
-        let mut bytes = BytesMut::with_capacity(25);
-        bytes.put_u8(FORMAT);
+        let is_kept = self.promise.is_none_or(|promise| promise.term <= self.term);
+        assert!(is_kept, "term {}, with a promise of {:?}", self.term, self.promise);
+        let mut bytes = BytesMut::with_capacity(41);
+        bytes.put_u8(if self.promise.is_some() { FORMAT_PROMISE } else { FORMAT });
         bytes.put_u64_le(self.term);
         bytes.put_u64_le(self.vote);
         bytes.put_u64_le(self.commit);
+        if let Some(Promise { term, index }) = self.promise {
+            bytes.put_u64_le(term);
+            bytes.put_u64_le(index);
+        }
         bytes.freeze()
     }
 
     /// Decodes what [`Self::encode`] made; `None` for anything else.
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
-        let is_whole = bytes.len() == 25 && bytes.get_u8() == FORMAT;
-        is_whole.then(|| Self {
-            term: bytes.get_u64_le(),
-            vote: bytes.get_u64_le(),
-            commit: bytes.get_u64_le(),
-        })
+        let has_promise = match (bytes.try_get_u8().ok()?, bytes.len()) {
+            (FORMAT, 24) => false,
+            (FORMAT_PROMISE, 40) => true,
+            _ => return None,
+        };
+        let (term, vote, commit) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+        let promise =
+            has_promise.then(|| Promise { term: bytes.get_u64_le(), index: bytes.get_u64_le() });
+        Some(Self { term, vote, commit, promise })
     }
 }
 
@@ -94,9 +118,12 @@ mod tests {
 
     #[test]
     fn a_hard_state_comes_back_as_it_was_and_other_bytes_are_refused() {
-        let state = HardState { term: 3, vote: 1 << 20 | 2, commit: 9 };
+        let state = HardState { term: 3, vote: 1 << 20 | 2, commit: 9, promise: None };
         let bytes = state.encode();
         assert_eq!(HardState::decode(&bytes), Some(state));
+        let damaged = HardState { promise: Some(Promise { term: 2, index: 12 }), ..state };
+        assert_eq!(HardState::decode(&damaged.encode()), Some(damaged));
+        assert_eq!(HardState::decode(&damaged.encode()[..25]), None);
         assert_eq!(HardState::decode(&bytes[1..]), None);
         assert_eq!(HardState::decode(&[2; 25]), None);
     }

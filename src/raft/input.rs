@@ -1,11 +1,12 @@
 //! Inputs: what may happen to the groups of a shard.
 
+use super::effects::{Damaged, Supply};
 use super::envelope::Envelope;
 use super::group::Boot;
 use super::log_view::Base;
 use super::machine::{Machine, Ticket};
 use super::membership::Operation;
-use crate::storage::{Entry, Tip};
+use crate::storage::{Entry, Tip, Wound};
 use crate::types::{LogId, ReplicaId};
 
 /// Something that has happened.
@@ -37,6 +38,17 @@ pub enum Input<M: Machine> {
         /// The entries.
         entries: Vec<Entry>,
     },
+    /// A replica that is there and cannot run before its log is mended.
+    Damaged(Damaged),
+    /// What a log lacks has changed.
+    Wound {
+        /// The group.
+        group: LogId,
+        /// What is missing; `None` if nothing is.
+        wound: Option<Wound>,
+    },
+    /// Entries that were to be read for a replica that lacks them; none if they cannot be.
+    Supplied(Supply, Vec<Entry>),
     /// What a log starts with; `None` if it cannot be read.
     Base {
         /// The group.

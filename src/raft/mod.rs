@@ -12,6 +12,7 @@
 //! | machine | `machine` | what the shard asks of a state machine |
 //! | effects | `effects` | what is to be written, sent and read |
 //! | disk | `disk`, `open` | effects on a data directory; replicas made and brought back |
+//! | mender | `shard/repair` | getting from others what is damaged here, and giving them theirs |
 //! | host | `host` | the shards of a node, each on a thread of its own |
 //! | planted bug | `planted` | breaches of single rules, for tests |
 //! | membership | `membership` | the replicas of a group, and how they change |
@@ -43,18 +44,18 @@ mod shard;
 mod wire;
 
 pub use self::config::Config;
-pub use self::disk::{CheckpointOf, Disk, read_base, read_cold};
-pub use self::effects::{ColdRead, Effects, Fault, Persist, Step};
+pub use self::disk::{CheckpointOf, Disk, read_base, read_cold, read_supply};
+pub use self::effects::{ColdRead, Cure, Damaged, Effects, Fault, Mend, Persist, Step, Supply};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
 pub use self::group::{Boot, Draft, Durability, Follower, Group, Incidents, Inspection, Role};
-pub use self::hard_state::{Checkpoint, HardState};
+pub use self::hard_state::{Checkpoint, HardState, Promise};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::input::Input;
 pub use self::log_view::{Base, Divergence, TermStart};
 pub use self::machine::{Answers, Machine, Now, Ticket};
 pub use self::membership::{Change, Membership, Operation, REPLICAS_MAX};
-pub use self::open::{OpenError, Opened, create_replica, open_replica};
+pub use self::open::{OpenError, Opened, Start, create_replica, open_replica};
 pub use self::outputs::{Outputs, Published};
 pub use self::shard::Shard;
 pub use self::wire::{Frame, FrameError, Route};

@@ -4,9 +4,10 @@
 
 use bytes::Bytes;
 
-use super::effects::Fault;
+use super::effects::{Damaged, Fault};
 use super::group::{Boot, Durability};
-use super::hard_state::{Checkpoint, HardState};
+use super::hard_state::{Checkpoint, HardState, Promise};
+use super::input::Input;
 use super::log_view::TermStart;
 use super::machine::Machine;
 use super::membership::Membership;
@@ -29,12 +30,37 @@ const READ_BYTES: usize = 1024 * 1024;
 pub struct Opened<M> {
     /// Its log.
     pub log: Log,
-    /// What the group starts from.
-    pub boot: Boot,
-    /// The state machine at the commit index.
-    pub machine: M,
+    /// What it starts from.
+    pub start: Start<M>,
     /// What recovery found.
     pub report: RecoveryReport,
+}
+
+/// What a replica starts from.
+#[derive(Debug)]
+pub enum Start<M> {
+    /// The group and its state machine at the commit index. Its log may be damaged further back.
+    Ready(Box<Boot>, M),
+    /// Its log is damaged where it has to be read, and has to be mended first.
+    Damaged(Damaged),
+}
+
+impl<M: Machine> Start<M> {
+    /// The boot of a replica that can run; `None` for a damaged one.
+    pub fn boot(&self) -> Option<&Boot> {
+        match self {
+            Self::Ready(boot, _) => Some(boot),
+            Self::Damaged(_) => None,
+        }
+    }
+
+    /// The news of it for its shard.
+    pub fn into_input(self) -> Input<M> {
+        match self {
+            Self::Ready(boot, machine) => Input::Open(boot, machine),
+            Self::Damaged(damaged) => Input::Damaged(damaged),
+        }
+    }
 }
 
 /// Why a replica cannot be opened.
@@ -58,17 +84,6 @@ pub enum OpenError {
         log: LogId,
         /// The commit index.
         commit: u64,
-    },
-    /// Entries that this replica said it has are damaged. It cannot vote as if it never had them,
-    /// nor take others in their place.
-    #[error("log {log}: entries {first} to {last} were on disk and are gone; replace the replica")]
-    TailLost {
-        /// The log.
-        log: LogId,
-        /// The first entry that is missing.
-        first: u64,
-        /// The last one, inclusive.
-        last: u64,
     },
     /// The state machine refused an entry.
     #[error("log {log}: {fault}")]
@@ -117,27 +132,105 @@ pub fn open_replica<M: Machine>(
     replica: ReplicaId,
     durability: Durability,
 ) -> Result<Opened<M>, OpenError> {
-    let (log, report) = dir.open_log(group)?;
+    let (mut log, report) = dir.open_log(group)?;
     if let Some(lost) = log.lost_tail() {
-        let (first, last) = (lost.first_index, lost.last_index);
-        return Err(OpenError::TailLost { log: group, first, last });
+        let lost = Promise { term: lost.last_term, index: lost.last_index };
+        keep_promise(dir, &log, lost, log.tip())?;
+        log.forget_lost_tail()?;
+        log.sync()?;
     }
     // DURABILITY: raft-rs takes everything that it can read for durable.
     if !planted(Bug::OpenWithoutSync) {
         log.sync()?;
     }
-    let reader = log.reader();
-    let (start, tip) = (reader.tip_at(reader.first_index() - 1, Access::MayBlock)?, log.tip());
+    let may_have_forgotten = durability == Durability::Memory && report.class != Class::Clean;
+    let start = start_of(dir, &mut log, replica, durability, may_have_forgotten)?;
+    Ok(Opened { log, start, report })
+}
+
+/// Works out what a replica starts from. If its log cannot be read where that is needed, all that
+/// is suspected is looked into, so that it is known what is missing.
+///
+/// # Errors
+/// [`OpenError`].
+pub(super) fn start_of<M: Machine>(
+    dir: &DataDir,
+    log: &mut Log,
+    replica: ReplicaId,
+    durability: Durability,
+    may_have_forgotten: bool,
+) -> Result<Start<M>, OpenError> {
+    let group = log.id();
+    let hard_state = settled_hard_state(dir, log, may_have_forgotten)?;
+    loop {
+        let damage = match ready(dir, log, replica, durability, hard_state) {
+            Ok((boot, machine)) => return Ok(Start::Ready(Box::new(boot), machine)),
+            Err(OpenError::Storage(storage::Error::Corrupt(damage))) => damage,
+            Err(error) => return Err(error),
+        };
+        let reader = log.reader();
+        let mut is_news = false;
+        for suspect in reader.take_suspects() {
+            is_news |= reader.examine(suspect)?;
+        }
+        if is_news {
+            continue;
+        }
+        if planted(Bug::DamageForgotten)
+            && let Some(wound) = log.wound()
+        {
+            log.truncate_suffix(wound.missing[0].0, 0, None)?;
+            continue;
+        }
+        tracing::error!(%group, %damage, "a replica waits for others to mend its log");
+        return match (log.wound(), peers_of(dir, log)) {
+            (Some(_), Some(peers)) => {
+                Ok(Start::Damaged(Damaged { group, replica, durability, peers }))
+            }
+            _ => Err(storage::Error::Corrupt(damage).into()),
+        };
+    }
+}
+
+/// The replicas of a group, as far as the journal and the checkpoints say.
+fn peers_of(dir: &DataDir, log: &Log) -> Option<Vec<ReplicaId>> {
+    let (_, checkpoint) = checkpoint_at(log.id(), &log.reader(), u64::MAX).ok()?;
+    let membership = membership_of(dir, log.id(), &checkpoint).ok()?;
+    Some(membership.all().collect())
+}
+
+/// Term and vote as they have to be for a replica with this log.
+fn settled_hard_state(
+    dir: &DataDir,
+    log: &Log,
+    may_have_forgotten: bool,
+) -> Result<HardState, OpenError> {
+    let (group, tip) = (log.id(), log.tip());
     let mut hard_state = hard_state_of(dir, group)?;
     if tip.term > hard_state.term && !planted(Bug::OldVoteKept) {
         // The vote of an earlier term says nothing about this one.
         hard_state = move_to_term(dir, group, tip.term, hard_state)?;
     }
-    if durability == Durability::Memory && report.class != Class::Clean && tip.index > 0 {
+    if may_have_forgotten && tip.index > 0 {
         // Entries that this replica acknowledged may be gone, while the leader counts on them.
         // A later term makes whoever leads ask again.
         hard_state = move_to_term(dir, group, hard_state.term + 1, hard_state)?;
     }
+    let last = Promise { term: tip.term, index: tip.index };
+    hard_state.promise = hard_state.promise.filter(|promise| *promise > last);
+    Ok(hard_state)
+}
+
+/// What a group starts from, if all of it can be read.
+fn ready<M: Machine>(
+    dir: &DataDir,
+    log: &Log,
+    replica: ReplicaId,
+    durability: Durability,
+    mut hard_state: HardState,
+) -> Result<(Boot, M), OpenError> {
+    let (group, reader) = (log.id(), log.reader());
+    let (start, tip) = (reader.tip_at(reader.first_index() - 1, Access::MayBlock)?, log.tip());
     if !planted(Bug::CommitNotClamped) {
         hard_state.commit = hard_state.commit.clamp(start.index, tip.index);
     }
@@ -168,7 +261,43 @@ pub fn open_replica<M: Machine>(
     let (id, entries) = (group, kept);
     let boot =
         Boot { id, replica, durability, hard_state, membership, start, terms, applied, entries };
-    Ok(Opened { log, boot, machine, report })
+    Ok((boot, machine))
+}
+
+/// Cuts a log right before its first damaged entry: the group went on without it, or begins after
+/// it. That this replica had it remains a promise.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn cut_at_wound(dir: &DataDir, log: &mut Log) -> Result<(), OpenError> {
+    let Some(wound) = log.wound() else { return Ok(()) };
+    let (first_index, _) = wound.missing[0];
+    let lost = Promise { term: log.tip().term, index: log.tip().index };
+    let last_index = log.tip().index;
+    assert!(first_index <= last_index, "entry {first_index} of {last_index} is missing");
+    let left = Tip { index: first_index - 1, ..log.tip() };
+    keep_promise(dir, log, lost, left)?;
+    log.truncate_suffix(first_index, first_index - 1, None)?;
+    log.sync()?;
+    Ok(())
+}
+
+/// Puts on record that a log that is to go on after `tip` went up to `lost`, and moves to a later
+/// term: a leader that counts on what is gone asks again there.
+///
+/// DURABILITY: the promise is on disk before the log forgets that it lost anything.
+fn keep_promise(dir: &DataDir, log: &Log, lost: Promise, tip: Tip) -> Result<(), OpenError> {
+    let group = log.id();
+    let hard_state = hard_state_of(dir, group)?;
+    // No entry that was acknowledged is of a later term than this.
+    let term_max = hard_state.term.max(tip.term);
+    let lost = Promise { term: lost.term.min(term_max), index: lost.index };
+    assert!(lost.index > tip.index, "{group}: {lost:?} was lost, the log ends with {tip:?}");
+    let promise = hard_state.promise.max(Some(lost));
+    let commit = hard_state.commit.min(tip.index);
+    tracing::error!(%group, ?promise, ends_at = tip.index, "the end of a log is lost");
+    move_to_term(dir, group, term_max + 1, HardState { commit, promise, ..hard_state })?;
+    Ok(())
 }
 
 fn move_to_term(
@@ -235,7 +364,7 @@ fn membership_of(
 
 impl HardState {
     fn founding() -> Self {
-        Self { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX }
+        Self { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX, promise: None }
     }
 }
 
@@ -257,7 +386,7 @@ fn term_starts(reader: &LogReader, start: Tip, tip: Tip) -> storage::Result<Vec<
         let (mut low, mut high) = (after.index, tip.index);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if reader.term_at(middle, Access::MayBlock)? > after.term {
+            if reader.term_around(middle)? > after.term {
                 high = middle;
             } else {
                 low = middle;

@@ -72,11 +72,15 @@ pub enum Bug {
     RefusedUnasked,
     /// A snapshot's checksum does not say of which group it is.
     SnapshotOfAnyGroup,
+    /// A replica that lost the end of its log votes and seeks election as if it never had it.
+    VotesWithLostTail,
+    /// A replica that meets damage at its start cuts its log there and forgets what it had.
+    DamageForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::SendBeforeDurable,
         Self::SendOutOfOrder,
         Self::VoteBeforeDurable,
@@ -110,6 +114,8 @@ impl Bug {
         Self::AppendNotMended,
         Self::RefusedUnasked,
         Self::SnapshotOfAnyGroup,
+        Self::VotesWithLostTail,
+        Self::DamageForgotten,
     ];
 }
 

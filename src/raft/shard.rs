@@ -24,6 +24,10 @@ use super::peers::Peers;
 use super::planted::{Bug, planted};
 use crate::types::{LogId, NodeId};
 
+mod repair;
+
+use self::repair::{Mender, supplied};
+
 /// A group with its machine.
 #[derive(Debug)]
 struct Slot<M> {
@@ -53,6 +57,8 @@ pub struct Shard<M: Machine> {
     /// Tells this run of the process from others, so that nodes notice when one starts anew.
     life: u64,
     peers: Peers,
+    /// Of groups whose logs are damaged.
+    menders: BTreeMap<LogId, Mender>,
 }
 
 impl<M: Machine> Shard<M> {
@@ -82,6 +88,7 @@ impl<M: Machine> Shard<M> {
             node: None,
             life: life | 1,
             peers: Peers::default(),
+            menders: BTreeMap::new(),
         }
     }
 
@@ -128,6 +135,7 @@ impl<M: Machine> Shard<M> {
             self.take(now, input, out);
         }
         self.tick(now, out);
+        self.ask_for_repairs(now, out);
         let mut touched = std::mem::take(&mut self.touched);
         for at in touched.drain(..) {
             self.advance(at, out);
@@ -139,6 +147,9 @@ impl<M: Machine> Shard<M> {
         match input {
             Input::Open(boot, machine) => self.open(*boot, machine),
             Input::Close(group) => self.close(group, out),
+            Input::Damaged(damaged) => self.note_damaged(damaged),
+            Input::Wound { group, wound } => self.note_wound(now, group, wound),
+            Input::Supplied(supply, entries) => supplied(&supply, entries, out),
             Input::Envelopes(envelopes) => {
                 envelopes.into_iter().for_each(|envelope| self.receive(now, envelope, out));
             }
@@ -207,6 +218,9 @@ impl<M: Machine> Shard<M> {
     fn open(&mut self, boot: Boot, machine: M) {
         let id = boot.id;
         self.node = Some(boot.replica.node());
+        if let Some(mender) = self.menders.get_mut(&id) {
+            mender.damaged = None;
+        }
         assert_eq!(
             machine.applied_index(),
             boot.applied.index,
@@ -225,6 +239,7 @@ impl<M: Machine> Shard<M> {
     }
 
     fn close(&mut self, group: LogId, out: &mut Outputs<M>) {
+        self.menders.remove(&group);
         if let Some(at) = self.by_id.remove(&group) {
             let mut slot = self.slots[at].take().expect("an id leads to a group");
             slot.machine.abandon(&mut out.answers);
@@ -239,6 +254,9 @@ impl<M: Machine> Shard<M> {
         if envelope.kind == MessageKind::Alive {
             self.peers.greeted(envelope.from.node(), envelope.index);
             return;
+        }
+        if matches!(envelope.kind, MessageKind::RepairAsk | MessageKind::RepairAnswer) {
+            return self.receive_repair(now, envelope, out);
         }
         let received = match self.touch(envelope.group) {
             Some(slot) => slot.group.receive(envelope),

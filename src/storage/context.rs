@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::config::Config;
@@ -29,6 +30,8 @@ pub(super) struct Context {
     pub(super) spares: Spares,
     pub(super) open_segments: OpenSegments,
     pub(super) failure: Arc<Failure>,
+    /// Counts changes of what is damaged or suspected, in all logs.
+    pub(super) damage_news: Arc<AtomicU64>,
     /// What there is to sync of each log that was opened.
     pub(super) logs: Mutex<BTreeMap<LogId, Weak<LogSync>>>,
     /// Held as long as anything of the directory is.

@@ -12,6 +12,7 @@
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -85,6 +86,7 @@ impl DataDir {
             spares,
             open_segments,
             failure,
+            damage_news: Arc::default(),
             logs: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
@@ -107,6 +109,12 @@ impl DataDir {
     /// What the system said.
     pub fn free_bytes(&self) -> Result<u64> {
         self.context.fs.free_bytes(&self.context.root).at("look at", &self.context.root)
+    }
+
+    /// Counts changes of what is damaged or suspected in the logs: who has seen a number need look
+    /// at none of them before it is another.
+    pub fn damage_news(&self) -> u64 {
+        self.context.damage_news.load(Ordering::Acquire)
     }
 
     /// How the directory was left by the process before.

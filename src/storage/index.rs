@@ -66,6 +66,17 @@ impl SparseIndex {
         });
     }
 
+    /// Adds the rows of another index of the same entries.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.rows.sort_unstable_by_key(|row| row.index);
+        self.rows.dedup_by_key(|row| row.index);
+        assert!(
+            self.rows.is_sorted_by(follows),
+            "two indices of one segment contradict each other"
+        );
+    }
+
     /// The last row whose entry has an index of at most `index`.
     pub fn at_or_before_index(&self, index: u64) -> Option<Row> {
         let guess = self.guess(index as f64, |row| row.index as f64);

@@ -55,6 +55,7 @@
 
 mod config;
 mod context;
+mod damage;
 mod dir;
 mod ending;
 mod entry;
@@ -81,6 +82,7 @@ mod window;
 
 pub use self::config::Config;
 pub use self::context::Failure;
+pub use self::damage::Wound;
 pub use self::dir::DataDir;
 pub use self::entry::{
     Entry, EntryHeader, HEADER_BYTES, HeaderError, Kind, PAYLOAD_BYTES_MAX, frame_bytes,

@@ -3,8 +3,8 @@
 //! Where the log ends is found in [`super::ending`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -249,8 +249,11 @@ impl Opening {
             last_index: AtomicU64::new(end.tip.index),
             ends: (end.tip.index, end.tip.end_offset).into(),
             faulty: self.faulty.clone().into(),
+            suspects: Mutex::default(),
+            damage_news: self.context.damage_news.clone(),
             segments: ArcSwap::from_pointee(self.segments.clone()),
         };
+        shared.note_damage_news();
         let sync = LogSync::new(&self.context, self.id, end.tip.index, false);
         let mut log = Log {
             context: self.context.clone(),

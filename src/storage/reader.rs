@@ -1,5 +1,6 @@
 //! Reading a log, from any thread, while its writer appends.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -29,6 +30,10 @@ pub(super) struct Shared {
     pub(super) ends: Mutex<(u64, u64)>,
     /// Entries that were on disk and cannot be read.
     pub(super) faulty: RwLock<Vec<FaultyRange>>,
+    /// Segments in which a read has met damage that is not among those, by base index.
+    pub(super) suspects: Mutex<BTreeSet<u64>>,
+    /// Raised with every change of these two.
+    pub(super) damage_news: Arc<AtomicU64>,
 }
 
 /// A read handle on one log; a cheap clone.
@@ -284,7 +289,15 @@ impl LogReader {
             !Arc::ptr_eq(&view.segments, &self.segments()) || self.last_index() < view.last_index
         };
         if matches!(&result, Err(Error::Corrupt(_) | Error::Io { .. })) && has_changed() {
-            return read(&self.view());
+            return self.noting(read(&self.view()));
+        }
+        self.noting(result)
+    }
+
+    /// Remembers where a read has met damage.
+    fn noting<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Corrupt(damage)) = &result {
+            self.suspect(damage);
         }
         result
     }

@@ -56,6 +56,10 @@ impl Log {
                 "chain is {:#010x} after entry {}, the next segment continues {:#010x}",
                 tip.chain, next.index, next.chain
             ))),
+            (None, None) if self.tip != *tip => Err(refused(&format!(
+                "chain is {:#010x} after entry {}, that of the log is {:#010x}",
+                tip.chain, tip.index, self.tip.chain
+            ))),
             (None, Some(lost)) if tip.index == lost.last_index && tip.term > lost.last_term => Err(
                 refused(&format!("term is {}, the promise was of {}", tip.term, lost.last_term)),
             ),
@@ -104,6 +108,7 @@ impl Log {
             is_elsewhere && range.damage.file != old_path
         });
         drop(faulty);
+        self.shared.note_damage_news();
         self.condemned.push((old, Until::Named(segment)));
         Ok(())
     }
@@ -253,6 +258,8 @@ impl LogReader {
                 faulty.push(range.clone());
             }
         }
+        drop(faulty);
+        self.shared.note_damage_news();
         Ok(found)
     }
 }

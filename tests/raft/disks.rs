@@ -6,13 +6,9 @@ use quipu::partition::{Ask, Response};
 use quipu::raft::Ticket;
 use quipu::storage::fs::sim::SimFs;
 
-use crate::support::{Cluster, Node};
+use crate::support::{Cluster, Node, others};
 
 const LARGE: &[u8] = &[7; 1500];
-
-fn others(id: u64) -> [u64; 2] {
-    [[2, 3], [1, 3], [1, 2]][id as usize - 1]
-}
 
 #[test]
 fn three_replicas_elect_a_leader_and_agree() {
@@ -43,36 +39,6 @@ fn what_waits_for_space_is_dropped_when_another_leader_replaces_it() {
     cluster.mute.clear();
     cluster.put(b"two");
     cluster.assert_alike();
-}
-
-/// A replica whose last entries were on disk and are damaged must not go on as if it never had
-/// them: they may be committed, and it would vote for somebody without them.
-#[test]
-fn a_replica_that_lost_its_tail_does_not_vote_as_if_it_never_had_it() {
-    let mut cluster = Cluster::new(3);
-    for _ in 0..3 {
-        cluster.put(b"held");
-    }
-    let leader = cluster.await_leader();
-    let id = others(leader)[0];
-    let syncing = cluster.node(id);
-    syncing.disk.tend(&syncing.syncer).unwrap();
-    cluster.run(100);
-    let before = cluster.node(id).group().last_index();
-    let fs = cluster.node(id).fs.clone();
-    let is_segment = |path: &PathBuf| path.extension().is_some_and(|name| name == "seg");
-    let path = fs.paths().into_iter().rfind(is_segment).unwrap();
-    cluster.nodes.remove(&id);
-    fs.process_crash();
-    fs.damage(&path, |bytes| {
-        let at = bytes.windows(4).rposition(|window| window == b"held").unwrap();
-        bytes[at] ^= 1;
-    });
-    if cluster.restart(id, &fs).is_err() {
-        return;
-    }
-    let last = cluster.node(id).group().last_index();
-    assert!(last >= before, "it had {before} entries and goes on with {last}");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use quipu::partition::Replica;
 use quipu::raft::{
-    Base, Boot, Checkpoint, Disk, Durability, Effects, Envelope, Group, Lane, MessageKind, Persist,
-    Step,
+    Base, Boot, Checkpoint, Disk, Durability, Effects, Envelope, Group, Lane, Membership,
+    MessageKind, Persist, Start, Step,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Entry, Kind, Tip};
@@ -21,11 +21,17 @@ pub struct Follower {
 
 impl Follower {
     pub fn new() -> Self {
+        Self::of(Some(&voters(3)))
+    }
+
+    /// A replica of a group that `members` found, or that it joins.
+    pub fn of(members: Option<&Membership>) -> Self {
         let dir = open_dir(&SimFs::new());
         let mut disk = Disk::new(dir);
-        disk.create::<Replica>(GROUP, Some(&voters(3))).unwrap();
+        disk.create::<Replica>(GROUP, members).unwrap();
         let opened = disk.open::<Replica>(GROUP, replica(1), Durability::Fsync).unwrap();
-        let group = Group::new(&config(), opened.0, 1);
+        let Start::Ready(boot, _) = opened.0 else { panic!("it is not damaged") };
+        let group = Group::new(&config(), *boot, 1);
         Self { group, tokens: 1, effects: Effects::default() }
     }
 
@@ -155,7 +161,7 @@ fn what_waits_for_space_is_dropped_when_a_snapshot_takes_its_place() {
     let mut disk = Disk::new(dir);
     disk.create::<Replica>(GROUP, Some(&voters(3))).unwrap();
     let opened = disk.open::<Replica>(GROUP, replica(1), Durability::Fsync).unwrap();
-    let Boot { start, .. } = opened.0;
+    let Boot { start, .. } = *opened.0.boot().unwrap();
     fs.set_capacity(Some(fs.used_bytes() + 100));
     let tip = Tip { index: 500, term: 2, chain: 7, ..start };
     let base = Base { tip, state: Bytes::from_static(b"state") };

@@ -7,4 +7,5 @@ mod disks;
 mod groups;
 mod messages;
 mod refusals;
+mod repair;
 mod support;

@@ -140,6 +140,24 @@ fn numbers_out_of_range_are_dropped() {
     assert_eq!((follower.group.term(), follower.group.last_index()), (1, 1));
 }
 
+/// A group may be of a high term when a replica joins it. One is known by the terms of entries.
+#[test]
+fn a_new_replica_believes_a_high_term_that_there_are_entries_of() {
+    let far = 5_000_000;
+    let heartbeat = message(MessageKind::Heartbeat, replica(2), far);
+    let mut new = Follower::of(None);
+    assert_eq!(new.group.receive(heartbeat.clone()), Err(Dropped::FutureTerm));
+    let spoken_of = Envelope { log_term: far, ..heartbeat.clone() };
+    new.take(spoken_of.clone());
+    assert_eq!(new.group.term(), far);
+    let mut old = Follower::new();
+    assert_eq!(old.group.receive(spoken_of), Err(Dropped::FutureTerm));
+    let entry = Tip { index: 7, term: far - 1, ..Tip::EMPTY };
+    let mut new = Follower::of(None);
+    new.take(append(2, far, entry, &[far]));
+    assert_eq!(new.group.term(), far);
+}
+
 /// The library panics at a membership that no series of changes leads to.
 #[test]
 fn a_snapshot_with_an_impossible_membership_or_without_the_receiver_is_dropped() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quipu::partition::{Acks, Ask, Batch, Replica, Response};
 use quipu::raft::{
     Config, Disk, Durability, Frame, Input, Membership, Now, OpenError, Outputs, Role, Route,
-    Shard, Ticket, read_base, read_cold,
+    Shard, Ticket, read_base, read_cold, read_supply,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{self, Access, DataDir, Syncer};
@@ -73,6 +73,8 @@ pub struct Node {
     pub faults: Vec<quipu::raft::Fault>,
     /// Nothing becomes durable.
     pub is_sync_held: bool,
+    /// How often nobody gave what is damaged here.
+    pub unrepaired: usize,
 }
 
 impl Node {
@@ -96,6 +98,7 @@ impl Node {
             answers: BTreeMap::new(),
             faults: Vec::new(),
             is_sync_held: false,
+            unrepaired: 0,
         };
         for group in dir.logs()? {
             node.start(group)?;
@@ -105,7 +108,7 @@ impl Node {
 
     fn start(&mut self, group: LogId) -> Result<(), OpenError> {
         let opened = self.disk.open::<Replica>(group, replica(self.id.0), Durability::Fsync)?;
-        self.inputs.push(Input::Open(Box::new(opened.0), opened.1));
+        self.inputs.push(opened.0.into_input());
         Ok(())
     }
 
@@ -148,10 +151,29 @@ impl Node {
             let base = read_base(&self.disk.reader(group).unwrap()).unwrap();
             self.inputs.push(Input::Base { group, base });
         }
+        self.mend(&mut out)?;
         if !self.is_sync_held {
             self.sync()?;
         }
         Ok(out)
+    }
+
+    /// Mends damaged logs, gives others what they lack, and looks for what is damaged.
+    fn mend(&mut self, out: &mut Outputs<Replica>) -> storage::Result<()> {
+        for supply in std::mem::take(&mut out.effects.supplies) {
+            let reader = self.disk.reader(supply.read.group).unwrap();
+            self.inputs.push(read_supply(&reader, &supply));
+        }
+        for mend in std::mem::take(&mut out.effects.mends) {
+            self.inputs.extend(self.disk.mend(&mend)?);
+        }
+        self.unrepaired += out.effects.unrepaired.len();
+        let (suspects, changed) = self.disk.look_for_damage();
+        self.inputs.extend(changed);
+        for (reader, suspect) in suspects {
+            reader.examine(suspect)?;
+        }
+        Ok(())
     }
 
     pub fn sync(&mut self) -> storage::Result<()> {
@@ -183,6 +205,8 @@ pub struct Cluster {
     pub cut: BTreeSet<u64>,
     /// Nodes that nobody hears.
     pub mute: BTreeSet<u64>,
+    /// Nodes that hear everything but entries.
+    pub starved: BTreeSet<u64>,
     /// Nodes that stand still.
     pub paused: BTreeSet<u64>,
     pub time_ms: u64,
@@ -195,6 +219,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             cut: BTreeSet::new(),
             mute: BTreeSet::new(),
+            starved: BTreeSet::new(),
             paused: BTreeSet::new(),
             time_ms: 1000,
             tickets: 0,
@@ -240,7 +265,8 @@ impl Cluster {
         let is_cut = [from, to].iter().any(|id| self.cut.contains(id)) || self.mute.contains(&from);
         let Some(node) = self.nodes.get_mut(&to).filter(|_| !is_cut) else { return };
         let route = Route { cluster: CLUSTER, from: NodeId(from), to: NodeId(to) };
-        let envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+        let mut envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+        envelopes.retain(|envelope| envelope.entries.is_empty() || !self.starved.contains(&to));
         node.inputs.push(Input::Envelopes(envelopes));
     }
 
@@ -302,4 +328,9 @@ impl Cluster {
             assert_eq!(of(node), first, "node {} differs", node.id);
         }
     }
+}
+
+/// The other two of three nodes.
+pub fn others(id: u64) -> [u64; 2] {
+    [[2, 3], [1, 3], [1, 2]][id as usize - 1]
 }

@@ -171,3 +171,52 @@ async fn a_leader_with_a_full_disk_has_nothing_to_read_beyond_what_it_wrote() {
     }
     panic!("the leader's disk never fell behind the others");
 }
+
+/// Flips a bit in a record of partition 0 on a node that is down.
+fn damage(root: &Path, node: u64, value: u64) {
+    let dir = root.join(node.to_string()).join("logs").join(partition(0).to_string());
+    let mut needle = value.to_le_bytes().to_vec();
+    needle.resize(64, value as u8);
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(64).position(|window| window == needle) {
+            bytes[at + 32] ^= 4;
+            return std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    panic!("value {value} is not on node {node}");
+}
+
+/// True if all values up to `end` can be read.
+fn reads_all(handle: &Handle, end: u64) -> bool {
+    let mut offset = handle.reader().log_start_offset();
+    while let Ok(fetched) = handle.fetch(offset, 1 << 20, Access::MayBlock)
+        && !fetched.batches.is_empty()
+    {
+        offset = fetched.next_offset;
+    }
+    offset >= end
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_different_places_on_all_nodes_is_mended() {
+    let root = tempfile::tempdir().unwrap();
+    let setup = Setup::for_tests(1, Durability::Fsync);
+    let cluster = Cluster::found(root.path(), &setup);
+    append_all(&cluster, 0, 0..600).await;
+    for handles in &cluster.handles {
+        wait_for_values(&handles[0], 600);
+    }
+    drop(cluster);
+    for (node, values) in [(1, [20, 590]), (2, [120, 592]), (3, [220, 594])] {
+        values.into_iter().for_each(|value| damage(root.path(), node, value));
+    }
+    let cluster = Cluster::start(root.path(), &setup);
+    append_all(&cluster, 0, 600..620).await;
+    for (n, handles) in (1..).zip(&cluster.handles) {
+        wait_for("a replica that is whole", || reads_all(&handles[0], 620).then_some(()));
+        wait_for_values(&handles[0], 620);
+        assert!(cluster.host(NodeId(n)).counts().logs_mended > 0, "node {n} was damaged");
+    }
+}

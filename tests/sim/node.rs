@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use quipu::partition::Replica;
 use quipu::raft::{
-    Config, Disk, Durability, HardState, Input, Membership, Now, OpenError, Outputs, Persist,
-    Shard, Step, read_base, read_cold,
+    Config, Cure, Disk, Durability, Effects, HardState, Input, Membership, Now, OpenError, Outputs,
+    Persist, Shard, Step, read_base, read_cold, read_supply,
 };
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{self, Access, Case, DataDir, FactKind, Log, Policy, Syncer, Tip};
+use quipu::storage::{self, Access, Case, DataDir, FactKind, Log, LogReader, Policy, Syncer, Tip};
 use quipu::types::{LogId, NodeId, ReplicaId};
 
 use crate::rng::Rng;
@@ -127,12 +127,11 @@ impl Node {
         for (group, replica) in &self.replicas {
             live.open(*group, *replica, durability)?;
             let promised = self.promised.get(group).copied().unwrap_or(0);
-            let tip = live.disk.log(*group).unwrap().tip();
+            let found = live.promised(*group);
             assert!(
-                tip.index >= promised || durability == Durability::Memory,
-                "node {} promised entry {promised} of {group} and comes back with {}",
+                found >= promised || durability == Durability::Memory,
+                "node {} promised entry {promised} of {group} and comes back with {found}",
                 self.id,
-                tip.index
             );
         }
         self.live = Some(live);
@@ -159,7 +158,8 @@ impl Node {
         let Some(live) = &self.live else { return };
         for group in self.replicas.keys() {
             if let Some(log) = live.disk.log(*group) {
-                self.promised.insert(*group, log.synced_index());
+                let promised = log.synced_index().max(promise_of(live.disk.dir(), *group));
+                self.promised.insert(*group, promised);
             }
         }
     }
@@ -221,20 +221,51 @@ impl Live {
         durability: Durability,
     ) -> storage::Result<()> {
         let opened = self.disk.open::<Replica>(group, replica, durability);
-        let (boot, machine, report) = opened.map_err(storage_error)?;
+        let (start, report) = opened.map_err(storage_error)?;
         match report.case {
             Case::TornTail => self.tally.add("tail-torn", 1),
             Case::TornOutOfOrder => self.tally.add("tail-torn-out-of-order", 1),
+            Case::LostTail => self.tally.add("tail-lost", 1),
+            Case::CorruptMiddle => self.tally.add("middle-damaged-at-start", 1),
             Case::Whole => {}
-            case => panic!("{group} comes back with {case:?}"),
         }
         let log = self.disk.log(group).expect("a log that was opened is there");
-        let (tip, synced, term) = (log.tip(), log.synced_index(), boot.hard_state.term);
+        let (tip, synced) = (log.tip(), log.synced_index());
+        let term = start.boot().map_or(tip.term, |boot| boot.hard_state.term);
         assert!(
             synced >= tip.index && term >= tip.term,
             "{group} starts at {tip:?} with {synced} on disk in term {term}"
         );
-        self.inputs.push(Input::Open(Box::new(boot), machine));
+        self.tally.add("replica-waits-for-repair", u64::from(start.boot().is_none()));
+        self.inputs.push(start.into_input());
+        Ok(())
+    }
+
+    /// The last entry that a replica stands for, also if it has lost it.
+    pub fn promised(&self, group: LogId) -> u64 {
+        let tip = self.disk.log(group).map_or(0, |log| log.tip().index);
+        tip.max(promise_of(self.disk.dir(), group))
+    }
+
+    /// Mends damaged logs, and gives others what they lack.
+    fn mend(&mut self, effects: &mut Effects) -> storage::Result<()> {
+        for supply in std::mem::take(&mut effects.supplies) {
+            if let Some(reader) = self.disk.reader(supply.read.group) {
+                self.tally.add("entries-supplied", 1);
+                self.inputs.push(read_supply(&reader, &supply));
+            }
+        }
+        for mend in std::mem::take(&mut effects.mends) {
+            let is_cut = matches!(mend.cure, Cure::Cut);
+            let whole = self.disk.log(mend.group).map(Log::wound);
+            self.inputs.extend(self.disk.mend(&mend)?);
+            let is_mended = self.disk.log(mend.group).map(Log::wound) != whole;
+            self.tally.add("damage-cut-for-a-leader", u64::from(is_cut && is_mended));
+            self.tally.add("damage-mended", u64::from(!is_cut && is_mended));
+            self.tally.add("repair-refused", u64::from(!is_mended));
+        }
+        self.tally.add("repair-in-vain", effects.unrepaired.len() as u64);
+        effects.unrepaired.clear();
         Ok(())
     }
 
@@ -253,6 +284,7 @@ impl Live {
             self.disk.close(group)?;
             self.disk.dir().delete_log(group)?;
         }
+        self.mend(&mut out.effects)?;
         Ok(out)
     }
 
@@ -276,6 +308,12 @@ impl Live {
     }
 
     pub fn tend(&mut self) -> storage::Result<()> {
+        let (suspects, changed) = self.disk.look_for_damage();
+        self.inputs.extend(changed);
+        for (reader, suspect) in suspects {
+            self.tally.add("damage-met-while-up", 1);
+            reader.examine(suspect)?;
+        }
         self.disk.tend(&self.syncer)
     }
 
@@ -328,12 +366,71 @@ fn count_steps(tally: &mut Tally, disk: &Disk, persist: &Persist) {
 }
 
 /// True if `holds` would be true of a log after a power cut that keeps nothing it need not.
-pub fn survives(fs: &SimFs, group: LogId, holds: impl Fn(&Log) -> bool) -> bool {
+pub fn survives(fs: &SimFs, group: LogId, holds: impl Fn(&Log, u64) -> bool) -> bool {
+    after_cut(fs, group).is_some_and(|(log, promised)| holds(&log, promised))
+}
+
+/// A log as a power cut would leave it that keeps nothing it need not, and the last entry that it
+/// stands for.
+fn after_cut(fs: &SimFs, group: LogId) -> Option<(Log, u64)> {
     let fork = fs.fork();
     fork.set_capacity(None);
     fork.power_cut(|_| false);
-    let opened = open_dir(&fork).and_then(|dir| dir.open_log(group));
-    opened.is_ok_and(|(log, _)| holds(&log))
+    let dir = open_dir(&fork).ok()?;
+    let (log, _) = dir.open_log(group).ok()?;
+    let lost = log.lost_tail().map_or(0, |lost| lost.last_index);
+    let promised = log.tip().index.max(lost).max(promise_of(&dir, group));
+    Some((log, promised))
+}
+
+/// What is left of a log after such a power cut.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Chains of the entries that can be read, by index.
+    pub chains: BTreeMap<u64, u32>,
+    pub first_index: u64,
+    pub last_index: u64,
+    /// The last entry that the log stands for.
+    pub promised: u64,
+}
+
+impl Kept {
+    /// True if the log goes as far as it stands for.
+    pub fn has_end(&self) -> bool {
+        self.promised <= self.last_index
+    }
+
+    /// True if every entry is there.
+    pub fn is_whole(&self) -> bool {
+        let mut indices = self.first_index..=self.last_index;
+        self.has_end() && indices.all(|index| self.chains.contains_key(&index))
+    }
+}
+
+/// Reads all that is left of a log; `None` if it cannot be opened.
+pub fn kept(fs: &SimFs, group: LogId) -> Option<Kept> {
+    let (log, promised) = after_cut(fs, group)?;
+    let reader = log.reader();
+    for segment in reader.segments().iter() {
+        reader.examine(segment.base_index()).ok()?;
+    }
+    let (first_index, last_index) = (reader.first_index(), reader.last_index());
+    let indices = (first_index..=last_index).filter(|index| is_readable(&reader, *index));
+    let chain = |index| reader.header(index, Access::MayBlock).map(|header| (index, header.chain));
+    let chains = indices.filter_map(|index| chain(index).ok()).collect();
+    Some(Kept { chains, first_index, last_index, promised })
+}
+
+/// True if an entry can be read, and is what it was.
+pub fn is_readable(reader: &LogReader, index: u64) -> bool {
+    reader.read(index, index, 1, Access::MayBlock, &mut Vec::new()).is_ok()
+}
+
+/// The last entry that a log which lost it stands for, as the journal says; 0 if there is none.
+fn promise_of(dir: &DataDir, group: LogId) -> u64 {
+    let value = dir.journal().get(group, FactKind::HardState);
+    let hard_state = value.and_then(|value| HardState::decode(&value));
+    hard_state.and_then(|state| state.promise).map_or(0, |promise| promise.index)
 }
 
 /// Term and vote that a power cut would leave which keeps nothing it need not.

@@ -4,6 +4,9 @@ use quipu::raft::Durability;
 
 use crate::rng::Rng;
 
+/// Sets the draws of damage apart. The seeds that have a test of their own have none of it.
+const DAMAGE_SALT: u64 = 0xEB;
+
 /// Everything that is drawn before a simulation starts. Each seed has its own mix: some faults
 /// never happen in it and others all the time.
 #[derive(Debug, Clone)]
@@ -27,7 +30,7 @@ pub struct Plan {
     /// Mean time between faults in milliseconds.
     pub fault_every_ms: u64,
     /// Which faults there are, and how often, relative to each other.
-    pub weights: [(Mischief, u64); Mischief::COUNT],
+    pub weights: Vec<(Mischief, u64)>,
     pub clients: u64,
     /// Mean time between two requests of a client, in milliseconds.
     pub think_ms: u64,
@@ -57,11 +60,15 @@ pub enum Mischief {
     Change,
     Transfer,
     Retention,
+    Damage,
+    DamageOfAll,
 }
 
 impl Mischief {
-    pub const COUNT: usize = 13;
-    const ALL: [Self; Self::COUNT] = [
+    pub const COUNT: usize = 15;
+    /// Those that are drawn first. What came later is drawn last, so that older seeds stay as they
+    /// were.
+    const FIRST: [Self; Self::COUNT - 2] = [
         Self::Crash,
         Self::PowerCut,
         Self::PowerCutOfAll,
@@ -89,7 +96,7 @@ impl Plan {
             };
             (fault, weight)
         };
-        let mut weights = Mischief::ALL.map(&mut weight);
+        let mut weights = Mischief::FIRST.map(&mut weight);
         let durability = if rng.chance(900) { Durability::Fsync } else { Durability::Memory };
         if durability == Durability::Memory {
             // When a quorum forgets what it agreed on in the middle of a change, nobody can tell
@@ -113,7 +120,7 @@ impl Plan {
             delay_us: *rng.pick(&[300, 2_000, 20_000]).expect("a choice"),
             sync_us: *rng.pick(&[500, 3_000, 60_000]).expect("a choice"),
             fault_every_ms: rng.between(150, 1_200),
-            weights,
+            weights: weights.into(),
             clients: rng.between(2, 6),
             think_ms: rng.between(5, 60),
             payload_max: *rng.pick(&[40, 400, 3_000]).expect("a choice"),
@@ -125,7 +132,24 @@ impl Plan {
         if rng.chance(120) {
             plan.make_stormy(&mut rng);
         }
+        plan.add_damage(&mut Rng::new(seed ^ DAMAGE_SALT));
         plan
+    }
+
+    /// Lets disks decay in some of the runs, and in some of them much.
+    fn add_damage(&mut self, rng: &mut Rng) {
+        let is_asked = rng.chance(400) && self.durability == Durability::Fsync;
+        let weight_max = if rng.chance(300) { 30 } else { 6 };
+        let weight = rng.between(1, weight_max);
+        let of_all = rng.between(0, 2);
+        if is_asked {
+            self.weights.extend([(Mischief::Damage, weight), (Mischief::DamageOfAll, of_all)]);
+        }
+    }
+
+    /// True if bytes on a disk may change in this run.
+    pub fn damages(&self) -> bool {
+        self.weights.iter().any(|(mischief, _)| *mischief == Mischief::Damage)
     }
 
     /// Power cuts and elections follow one another so fast that disks hardly keep up: what was sent

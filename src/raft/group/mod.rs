@@ -17,6 +17,10 @@
 //!   count the wrong voters. A leader proposes a change only after applying the one before, so all
 //!   changes in a log but the last one are committed, whatever the replica has been told.
 //! * **A leader that is no voter any more steps down** when it applies the change.
+//! * **A replica that lost the end of its log keeps its promise.** What it acknowledged may be
+//!   committed because of it. Until its log is as far again as it was, in the order in which Raft
+//!   compares logs, it votes only for who is as far, and does not seek election. A leader brings it
+//!   there with ordinary appends: it has all that is committed, for nobody without it was elected.
 
 mod inspect;
 mod propose;
@@ -34,7 +38,7 @@ use bytes::Bytes;
 use super::config::Config;
 use super::effects::{Effects, Fault};
 use super::envelope::{Envelope, Lane};
-use super::hard_state::HardState;
+use super::hard_state::{HardState, Promise};
 use super::log_view::{LogView, TermStart};
 use super::membership::Membership;
 use super::planted::{Bug, planted};
@@ -131,6 +135,10 @@ pub struct Incidents {
     pub slow_disk_hand_overs: u64,
     /// It began to hand leadership over because it was to leave the voters.
     pub leaving_hand_overs: u64,
+    /// Its log got as far again as it was before it lost its end.
+    pub tails_repaired: u64,
+    /// It waited long for a leader with what it lost at the end of its log, and none came.
+    pub promises_in_vain: u64,
 }
 
 /// What was handed out to be made durable, and what waits for it.
@@ -161,6 +169,8 @@ pub struct Group {
     passes: VecDeque<Pass>,
     /// What the journal was last told.
     recorded: HardState,
+    /// Where the log ended before its end was lost; `None` once it is as far again.
+    promise: Option<Promise>,
     /// A snapshot is being installed: nothing else happens until it is durable.
     is_restoring: bool,
     fault: Option<Fault>,
@@ -229,6 +239,7 @@ impl Group {
             proposed: VecDeque::new(),
             passes: VecDeque::new(),
             recorded: hard_state,
+            promise: hard_state.promise,
             is_restoring: false,
             fault: None,
             pending_fault: None,
@@ -357,6 +368,11 @@ impl Group {
         self.role() == Role::Leader && self.is_running() && is_known
     }
 
+    /// What the log ended with before its end was lost, if it is not as far again.
+    pub fn promise(&self) -> Option<Promise> {
+        self.promise
+    }
+
     /// True if everything handed out is durable and nothing waits.
     pub fn is_quiet(&self) -> bool {
         self.passes.is_empty() && !self.node.has_ready()
@@ -367,6 +383,34 @@ impl Group {
     fn is_running(&self) -> bool {
         let is_free = !self.is_restoring || planted(Bug::BusyWhileRestoring);
         is_free && self.fault.is_none() && self.node.snap().is_none()
+    }
+
+    /// True if the entries from `first_index` on of a log that has an entry at `anchor`, an index
+    /// and a term, are nothing to wait for: this log begins after them, so they were settled; or
+    /// this replica leads in a later term without the anchor, and a leader has all that was ever
+    /// committed.
+    pub(super) fn has_other(&self, first_index: u64, anchor: (u64, u64)) -> bool {
+        let (index, term) = anchor;
+        let is_kept = first_index > self.start().index;
+        let found = self.node.raft.raft_log.term(index);
+        let is_same = index <= self.last_index() && found.is_ok_and(|found| found == term);
+        let is_later = self.term() > term && !is_same;
+        !is_kept || (is_later && self.is_writable())
+    }
+
+    /// Forgets the promise once what is stored is as far as what was lost.
+    fn settle_promise(&mut self) {
+        if self.promise.is_none() {
+            return;
+        }
+        let index = self.persisted();
+        let term = self.node.raft.raft_log.term(index).unwrap_or(0);
+        let is_kept = |promise: &mut Promise| *promise <= Promise { term, index };
+        if self.promise.take_if(is_kept).is_some() {
+            assert!(index <= self.last_index(), "{}: {index} are stored of fewer", self.id);
+            tracing::info!(group = %self.id, index, "the end of a log that was lost is back");
+            self.incidents.tails_repaired += 1;
+        }
     }
 
     fn view(&self) -> &LogView {

@@ -59,6 +59,7 @@ impl Group {
                 self.is_restoring = false;
             }
         }
+        self.settle_promise();
     }
 
     /// Tells the library that its readies up to `ready` are durable, and then the world.
@@ -260,7 +261,7 @@ impl Group {
             self.id,
             before.vote
         );
-        self.recorded = HardState { term, vote, commit };
+        self.recorded = HardState { term, vote, commit, promise: self.promise };
         self.recorded.encode()
     }
 
@@ -340,6 +341,10 @@ impl Group {
         let seal_one = |mut message: Message| {
             if !planted(Bug::AppendNotMended) {
                 self.mend(&mut message)?;
+            }
+            if message.get_msg_type() == MessageType::MsgHeartbeat {
+                // A new replica, to which any term is news, believes one that there are entries of.
+                message.log_term = self.view().tip().term;
             }
             // Only what was read from disk for a follower carries its header along.
             let is_cold = message.get_entries().iter().any(|entry| !entry.context.is_empty());

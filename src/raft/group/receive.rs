@@ -6,6 +6,7 @@
 use super::super::Fault;
 use super::super::envelope::{Envelope, MessageKind, SnapshotBody};
 use super::super::error::Dropped;
+use super::super::hard_state::Promise;
 use super::super::log_view::{Base, Divergence};
 use super::super::planted::{Bug, planted};
 use super::{Group, Role};
@@ -23,6 +24,7 @@ impl Group {
             envelope.from = *voters.find(|id| **id != self.replica).unwrap_or(&envelope.from);
         }
         self.check(&envelope)?;
+        self.check_promise(&envelope)?;
         let kind = envelope.kind;
         if kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Err(Dropped::Busy);
@@ -56,7 +58,10 @@ impl Group {
             return Err(Dropped::Busy);
         }
         let (term, last_index) = (self.term(), self.last_index());
-        if envelope.term > term.saturating_add(self.config.term_jump_max) {
+        // A new replica knows no term. It believes one that there are entries of.
+        let is_new = term == 0 && last_index == 0;
+        let known = if is_new { term.max(envelope.last_term()) } else { term };
+        if envelope.term > known.saturating_add(self.config.term_jump_max) {
             return Err(Dropped::FutureTerm);
         }
         let is_in_range = match envelope.kind {
@@ -75,6 +80,15 @@ impl Group {
         // An answer to what an earlier life of this replica said is of an earlier term.
         let is_stale = envelope.term < term;
         if is_in_range || is_stale { Ok(()) } else { Err(Dropped::OutOfRange) }
+    }
+
+    /// Refuses a vote for who is not as far as this replica was before it lost the end of its log.
+    fn check_promise(&self, envelope: &Envelope) -> Result<(), Dropped> {
+        let is_asked = matches!(envelope.kind, MessageKind::PreVote | MessageKind::Vote);
+        let found = Promise { term: envelope.log_term, index: envelope.index };
+        let is_less = self.promise.is_some_and(|promise| found < promise);
+        let is_refused = is_asked && is_less && !planted(Bug::VotesWithLostTail);
+        if is_refused { Err(Dropped::Promised) } else { Ok(()) }
     }
 
     /// Stops the replica if its leader has another entry where one is committed. That happens only

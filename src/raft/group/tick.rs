@@ -7,6 +7,9 @@ use super::super::planted::{Bug, planted};
 use super::{Group, Role, mix};
 use crate::types::ReplicaId;
 
+/// Election timeouts after which a replica that lost the end of its log says so again.
+const TIMEOUTS_MAX: u64 = 40;
+
 impl Group {
     /// Lets one tick pass.
     pub fn tick(&mut self, now_ms: i64) {
@@ -14,11 +17,19 @@ impl Group {
         if !self.is_running() || self.is_quiescent {
             return;
         }
+        let patience = TIMEOUTS_MAX * self.config.election_ticks as u64;
+        if self.promise.is_some() && self.ticks.is_multiple_of(patience) {
+            tracing::error!(group = %self.id, promise = ?self.promise, "nobody leads it on");
+            self.incidents.promises_in_vain += 1;
+        }
         if self.role() == Role::Leader {
             self.tick_leader(now_ms);
         } else if self.may_campaign() {
             self.draw_election_timeout();
             self.node.tick();
+        } else if self.promise.is_some() {
+            // It does not seek election. Once its leader has been silent for long, others may.
+            self.node.raft.election_elapsed += 1;
         }
         if self.ticks > self.snapshot_until_tick {
             self.node.mut_store().forget_snapshot();
@@ -31,10 +42,12 @@ impl Group {
     }
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
-    /// wait for them anyway, and a sole voter would lead before it has them.
+    /// wait for them anyway, and a sole voter would lead before it has them. Nor does one that has
+    /// less than it promised.
     pub(super) fn may_campaign(&mut self) -> bool {
         let is_stored = self.persisted() == self.last_index();
-        self.knows_voters() && is_stored
+        let is_whole = self.promise.is_none() || planted(Bug::VotesWithLostTail);
+        self.knows_voters() && is_stored && is_whole
     }
 
     fn tick_leader(&mut self, now_ms: i64) {

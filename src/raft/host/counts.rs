@@ -14,6 +14,8 @@ pub(super) struct Counters {
     frames_lost: AtomicU64,
     appends_stalled: AtomicU64,
     cold_reads: AtomicU64,
+    logs_mended: AtomicU64,
+    repairs_in_vain: AtomicU64,
     /// Rare, so that a lock does.
     dropped: Mutex<BTreeMap<Dropped, u64>>,
 }
@@ -31,6 +33,11 @@ pub struct Counts {
     pub appends_stalled: u64,
     /// Reads from disk for followers far behind.
     pub cold_reads: u64,
+    /// Times that entries of other replicas were put into damaged logs, or tried.
+    pub logs_mended: u64,
+    /// Times that all other replicas were asked for damaged entries again and again, and none gave
+    /// them.
+    pub repairs_in_vain: u64,
     /// Messages that were dropped, and why.
     pub dropped: BTreeMap<Dropped, u64>,
 }
@@ -56,6 +63,14 @@ impl Counters {
         self.cold_reads.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn log_mended(&self) {
+        self.logs_mended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn repair_in_vain(&self) {
+        self.repairs_in_vain.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn dropped(&self, counts: BTreeMap<Dropped, u64>) {
         if counts.is_empty() {
             return;
@@ -74,6 +89,8 @@ impl Counters {
             frames_lost: of(&self.frames_lost),
             appends_stalled: of(&self.appends_stalled),
             cold_reads: of(&self.cold_reads),
+            logs_mended: of(&self.logs_mended),
+            repairs_in_vain: of(&self.repairs_in_vain),
             dropped: self.dropped.lock().expect("no holder of the counts panics").clone(),
         }
     }

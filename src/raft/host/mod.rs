@@ -185,7 +185,7 @@ where
     /// # Errors
     /// [`Refused::Stopped`].
     pub fn open(&self, opened: Opened<M>) -> Result<Hosted, Refused> {
-        let (group, reader) = (opened.boot.id, opened.log.reader());
+        let (group, reader) = (opened.log.id(), opened.log.reader());
         let (sender, published) = watch::channel(Published::unknown(group));
         let door = self.door(group);
         door.send(Mail::Open(Box::new(opened), sender)).map_err(|_| Refused::Stopped)?;
@@ -372,7 +372,9 @@ where
                 let Ok(job) = job else { return };
                 let door = doors[job.shard].clone();
                 // A shard that is gone waits for nothing.
-                let _ = door.send(Mail::Read(job.read()));
+                if let Some(input) = job.read() {
+                    let _ = door.send(Mail::Read(input));
+                }
             }
         };
         let spawned = thread::Builder::new().name(format!("quipu-read-{n}")).spawn(work);

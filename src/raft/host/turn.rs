@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{oneshot, watch};
 
-use super::super::disk::{Disk, read_base, read_cold};
-use super::super::effects::{ColdRead, Fault, Persist};
+use super::super::disk::{Disk, read_base, read_cold, read_supply};
+use super::super::effects::{ColdRead, Fault, Persist, Supply};
 use super::super::error::NotProposed;
 use super::super::group::{Durability, Group};
 use super::super::input::Input;
@@ -20,6 +20,8 @@ use super::counts::Counters;
 use super::{HostConfig, Mail, Reply, SharedSyncer, TOKEN_BITS};
 use crate::storage::{self, Access, DataDir, LogReader, Policy};
 use crate::types::LogId;
+
+mod repair;
 
 /// Mails taken into one turn.
 const MAILS_MAX: usize = 4096;
@@ -36,12 +38,16 @@ pub(super) struct ColdJob {
 enum Wanted {
     Entries(ColdRead),
     Base(LogId),
+    /// Entries that another replica lacks.
+    Supply(Supply),
+    /// What is damaged in the segment that begins here.
+    Examination(u64),
 }
 
 impl ColdJob {
     /// Reads, and says what was read. What cannot be read is reported as nothing.
-    pub(super) fn read<M: Machine>(&self) -> Input<M> {
-        match self.what {
+    pub(super) fn read<M: Machine>(&self) -> Option<Input<M>> {
+        let input = match self.what {
             Wanted::Entries(read) => {
                 let entries = read_cold(&self.reader, &read, Access::MayBlock);
                 let entries = entries.unwrap_or_else(|error| {
@@ -57,7 +63,15 @@ impl ColdJob {
                 });
                 Input::Base { group, base }
             }
-        }
+            Wanted::Supply(supply) => read_supply(&self.reader, &supply),
+            Wanted::Examination(suspect) => {
+                if let Err(error) = self.reader.examine(suspect) {
+                    tracing::error!(%error, "a damaged segment cannot be looked into");
+                }
+                return None;
+            }
+        };
+        Some(input)
     }
 }
 
@@ -147,6 +161,7 @@ impl<M: Machine> Turn<M> {
         self.send();
         self.answer();
         self.read();
+        self.mend()?;
         self.close_groups()?;
         self.follow_faults()?;
         if now.monotonic_ms >= self.next_tend_ms {
@@ -183,9 +198,9 @@ impl<M: Machine> Turn<M> {
     fn take(&mut self, mail: Mail<M>) -> storage::Result<()> {
         match mail {
             Mail::Open(opened, published) => {
-                self.published.insert(opened.boot.id, published);
+                self.published.insert(opened.log.id(), published);
                 self.disk.adopt(opened.log);
-                self.inputs.push(Input::Open(Box::new(opened.boot), opened.machine));
+                self.inputs.push(opened.start.into_input());
             }
             Mail::Close(group, reply) => {
                 self.inputs.push(Input::Close(group));
@@ -294,6 +309,8 @@ impl<M: Machine> Turn<M> {
                     entries: Vec::new(),
                 },
                 Wanted::Base(group) => Input::Base { group, base: None },
+                // Whoever lacks it asks again, and whoever reads there suspects it again.
+                Wanted::Supply(_) | Wanted::Examination(_) => return,
             });
         }
     }
@@ -333,7 +350,7 @@ impl<M: Machine> Turn<M> {
                 .rewind::<M>(group, index)
                 .and_then(|()| self.disk.open::<M>(group, replica, Durability::Memory));
             match reopened {
-                Ok((boot, machine, _)) => self.inputs.push(Input::Open(Box::new(boot), machine)),
+                Ok((start, _)) => self.inputs.push(start.into_input()),
                 Err(error) => tracing::error!(%group, %error, "a replica cannot be opened again"),
             }
         }
@@ -350,6 +367,7 @@ impl<M: Machine> Turn<M> {
             self.disk.retry(&mut checkpoint, &self.syncer, &mut done)?;
             self.inputs.extend(done.into_iter().map(Input::Stored));
         }
+        self.look_for_damage();
         self.disk.tend(&self.syncer)
     }
 

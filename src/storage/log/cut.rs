@@ -43,6 +43,24 @@ impl Log {
         self.cut_to(tip, checkpoint)
     }
 
+    /// Lets the log go on without the entries that it lost at its end. The caller has put on record
+    /// that they were promised.
+    ///
+    /// DURABILITY: durable with the new segment's name; until then a crash brings the loss back.
+    ///
+    /// # Errors
+    /// What the system said; the log is then as it was.
+    pub fn forget_lost_tail(&mut self) -> Result<()> {
+        self.context.failure.check()?;
+        match self.lost_tail {
+            Some(lost) => {
+                assert!(lost.first_index == self.tip.index + 1, "{lost:?} was lost of {self:?}");
+                self.cut_to(self.tip, None)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Ends the log at `tip`, an entry of it, and continues in a new segment.
     pub(in super::super) fn cut_to(&mut self, tip: Tip, checkpoint: Option<&[u8]>) -> Result<()> {
         let old = self.segments();
@@ -131,5 +149,7 @@ impl Log {
         for range in faulty.iter_mut().filter(|range| range.last_index >= index) {
             range.last_index = index - 1;
         }
+        drop(faulty);
+        self.shared.note_damage_news();
     }
 }

@@ -9,8 +9,8 @@
 //! * The log always has a segment to write to.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -103,6 +103,8 @@ impl Log {
             last_index: tip.index.into(),
             ends: (tip.index, tip.end_offset).into(),
             faulty: Vec::new().into(),
+            suspects: Mutex::default(),
+            damage_news: context.damage_news.clone(),
         };
         Ok(Self {
             context: context.clone(),
@@ -295,7 +297,9 @@ impl Log {
             // The log start has moved beyond what is on disk: none of it is left to be told of.
             return Ok(self.context.journal.synced_sequence());
         }
-        let term = self.reader().term_at(index, super::Access::MayBlock)?;
+        let is_tip = index == self.tip.index;
+        let read = || self.reader().term_at(index, super::Access::MayBlock);
+        let term = if is_tip { self.tip.term } else { read()? };
         let mark = Watermark { generation: self.next_generation - 1, index, term };
         self.record(FactKind::Watermark, mark.encode())
     }

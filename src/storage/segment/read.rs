@@ -61,6 +61,16 @@ impl Segment {
         *self.index.write().expect("no holder of the index panics") = Some(index);
     }
 
+    /// Adds the rows of an index that a scan built, which leads around damage. For the segment that
+    /// is being written as well: no row goes.
+    pub(in super::super) fn lead_around(&self, found: SparseIndex) {
+        let mut index = self.index.write().expect("no holder of the index panics");
+        match index.as_mut() {
+            Some(index) => index.merge(found),
+            None => *index = Some(found),
+        }
+    }
+
     /// Gives the segment the index that recovery built and the end it found.
     pub(in super::super) fn publish(&self, index: SparseIndex, end: u64) {
         *self.index.write().expect("no holder of the index panics") = Some(index);

@@ -2,7 +2,7 @@
 
 use quipu::partition::Response;
 use quipu::raft::{Durability, Membership, Ticket};
-use quipu::storage::{Access, Log};
+use quipu::storage::{Access, Error, Log};
 use quipu::types::{LogId, NodeId, ReplicaId};
 
 use super::World;
@@ -32,6 +32,10 @@ impl World {
             return;
         };
         let settled = self.oracle.at_offset(group, base_offset);
+        if settled.is_none() && self.plan.damages() {
+            // It was damaged before anybody could look at it: others will show it.
+            return self.tally.add("acknowledgment-hidden-by-damage", 1);
+        }
         let settled = settled.unwrap_or_else(|| {
             panic!("node {id}: offset {base_offset} of {group} is acknowledged, not committed")
         });
@@ -91,7 +95,12 @@ impl World {
             return self.parted.get(&(group, replica)).is_some_and(|synced| *synced >= index);
         }
         match node.live.as_ref().and_then(|live| live.disk.log(group)) {
-            Some(log) => log.synced_index() >= index && holds(log, index, chain),
+            Some(log) => {
+                let live = node.live.as_ref().expect("its log was just found");
+                let is_synced = log.synced_index() >= index;
+                let promised = live.promised(group);
+                (is_synced || promised > log.tip().index) && holds(log, promised, index, chain)
+            }
             None => node.promised.get(&group).is_some_and(|synced| *synced >= index),
         }
     }
@@ -103,14 +112,19 @@ impl World {
         if node.replicas.get(&group) != Some(&replica) {
             return self.has(promise, replica);
         }
-        survives(&node.fs, group, |log| holds(log, index, chain))
+        survives(&node.fs, group, |log, promised| holds(log, promised, index, chain))
     }
 }
 
-/// True if a log holds an entry, or has dropped it because it was settled.
-fn holds(log: &Log, index: u64, chain: u32) -> bool {
+/// True if a log holds an entry, or has dropped it because it was settled; also if it has lost it
+/// to damage and stands for it. Damage is survivable, so it comes back.
+fn holds(log: &Log, promised: u64, index: u64, chain: u32) -> bool {
     let reader = log.reader();
     let is_dropped = reader.first_index() > index;
-    let found = || reader.header(index, Access::MayBlock).map(|header| header.chain).ok();
-    log.tip().index >= index && (is_dropped || found() == Some(chain))
+    let is_same = || match reader.header(index, Access::MayBlock) {
+        Ok(header) => header.chain == chain,
+        Err(error) => matches!(error, Error::Corrupt(_)),
+    };
+    let is_lost = log.tip().index < index && index <= promised;
+    is_lost || (log.tip().index >= index && (is_dropped || is_same()))
 }

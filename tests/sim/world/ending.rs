@@ -34,6 +34,9 @@ impl World {
             }
             self.wake(id, 0);
         }
+        if self.plan.damages() {
+            self.scrub();
+        }
         for n in 0..self.clients.all.len() {
             self.after(n as u64 * 500, Event::Client(n));
         }
@@ -62,6 +65,10 @@ impl World {
 
     /// True if the others have a majority of the group's voters, whichever membership holds.
     fn can_do_without(&self, group: LogId, dead: &BTreeSet<NodeId>) -> bool {
+        let mut homes = self.nodes.values().filter(|node| node.replicas.contains_key(&group));
+        if self.plan.damages() && !homes.all(|node| self.is_whole(node.id, group)) {
+            return false;
+        }
         self.nodes.values().filter(|node| node.replicas.contains_key(&group)).all(|node| {
             let live = node.live.as_ref();
             let Some(found) = live.and_then(|live| live.shard.group(group)) else { return false };
@@ -91,6 +98,7 @@ impl World {
                 found.committed() == lead.last_index()
                     && found.last_index() == lead.last_index()
                     && found.persisted() == lead.last_index()
+                    && (!self.plan.damages() || self.is_as_whole_as_can_be(replica.node(), group))
             })
         });
         let voters: BTreeSet<_> = membership.voters.iter().copied().collect();
@@ -170,6 +178,9 @@ impl World {
                 let live = node.live.as_ref().and_then(|live| live.shard.group(*group));
                 text += &format!("  node {}: {:?} {live:?}", node.id, node.replicas.get(group));
                 text += &format!(" {:?}\n", live.map(Group::membership));
+                let log = node.live.as_ref().and_then(|live| live.disk.log(*group));
+                text += &format!("    {:?}", live.map(Group::promise));
+                text += &format!(" {:?}\n", log.map(|log| (log.tip(), log.wound())));
             }
         }
         text + &format!("{:?}", self.clients.all)

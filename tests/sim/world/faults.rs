@@ -72,6 +72,8 @@ impl World {
             Mischief::Change => self.change_wanted(),
             Mischief::Transfer => self.transfer(),
             Mischief::Retention => self.retain(id),
+            Mischief::Damage => self.damage(id, long_us),
+            Mischief::DamageOfAll => self.damage_all(),
         }
         let skew = self.rng.between(0, 4_000).cast_signed() - 2_000;
         if self.rng.chance(100) {
@@ -129,7 +131,13 @@ impl World {
     fn wipe(&mut self, id: NodeId) {
         let durability = self.plan.durability;
         let has_all_others = self.nodes.values().all(|node| node.live.is_some() || node.id == id);
-        let can_spare = |group: &LogId| self.is_steady(*group) && self.wanted[group].len() >= 3;
+        let are_whole = |group: &LogId| {
+            let mut others = self.wanted[group].iter().map(|replica| replica.node());
+            !self.plan.damages() || others.all(|other| other == id || self.is_whole(other, *group))
+        };
+        let can_spare = |group: &LogId| {
+            self.is_steady(*group) && self.wanted[group].len() >= 3 && are_whole(group)
+        };
         if !has_all_others || !self.nodes[&id].replicas.keys().all(can_spare) {
             return;
         }
@@ -154,6 +162,11 @@ impl World {
     fn change_wanted(&mut self) {
         let group = *self.rng.pick(&self.groups.clone()).expect("there is a group");
         let wanted = self.wanted[&group].clone();
+        // Who takes a replica away looks first whether the others are whole.
+        let mut homes = wanted.iter().map(|replica| replica.node());
+        if self.plan.damages() && !homes.all(|home| self.is_whole(home, group)) {
+            return;
+        }
         let free: Vec<_> = self
             .nodes
             .keys()

@@ -1,5 +1,6 @@
 //! The world: nodes, network, clients and faults on one clock, from one seed.
 
+mod damage;
 mod durable;
 mod ending;
 mod faults;
@@ -414,8 +415,9 @@ impl World {
 
     /// A failed write or sync ends the process.
     fn fail_stop(&mut self, id: NodeId, error: &storage::Error) {
-        use storage::Error::{Failed, Io, NoSpace};
-        let is_expected = matches!(error, Io { .. } | Failed { .. } | NoSpace { .. });
+        use storage::Error::{Corrupt, Failed, Io, NoSpace};
+        let is_damage = matches!(error, Corrupt(_)) && self.plan.damages();
+        let is_expected = is_damage || matches!(error, Io { .. } | Failed { .. } | NoSpace { .. });
         assert!(is_expected, "node {id} fails with {error}");
         self.tally.add("sync-failed", u64::from(matches!(error, Io { .. } | Failed { .. })));
         self.tally.add("fail-stop", 1);

@@ -50,11 +50,11 @@ impl World {
     }
 
     /// Nobody speaks of a term before it is on its disk. Asking whether one would be voted for is
-    /// no promise.
+    /// no promise, nor is giving entries that another one lacks.
     fn check_term(&mut self, from: NodeId, envelope: &Envelope) {
-        use MessageKind::{Alive, PreVote, PreVoteResponse};
+        use MessageKind::{Alive, PreVote, PreVoteResponse, RepairAnswer};
         let (group, term) = (envelope.group, envelope.term);
-        let is_free = matches!(envelope.kind, PreVote | PreVoteResponse | Alive);
+        let is_free = matches!(envelope.kind, PreVote | PreVoteResponse | Alive | RepairAnswer);
         if is_free || !self.terms_shown.insert((envelope.from, group, term)) {
             return;
         }
@@ -172,6 +172,7 @@ pub(super) fn dropped_name(reason: Dropped) -> &'static str {
         Dropped::Busy => "dropped-busy",
         Dropped::FutureTerm => "term-far-ahead-dropped",
         Dropped::OutOfRange => "dropped-out-of-range",
+        Dropped::Promised => "vote-refused-for-a-lost-tail",
         Dropped::Stranger => "dropped-stranger",
     }
 }

@@ -24,8 +24,14 @@ impl World {
             return;
         }
         let offset = self.rng.between(start, end - 1);
-        let Some(entries) = read_from(&reader, offset) else {
-            return self.tally.add("read-before-written", 1);
+        let entries = match read_from(&reader, offset) {
+            Ok(Some(entries)) => entries,
+            Ok(None) => return self.tally.add("read-before-written", 1),
+            Err(error @ Error::Corrupt(_)) if self.plan.damages() => {
+                let _ = error;
+                return self.tally.add("read-of-damage-refused", 1);
+            }
+            Err(error) => panic!("offset {offset} cannot be read: {error}"),
         };
         for entry in entries.iter().filter(|entry| entry.header.base_offset < end) {
             self.check_read(id, &published, entry);
@@ -58,18 +64,20 @@ impl World {
 }
 
 /// Entries from the one that holds `offset` on; `None` if the log is not written that far.
-fn read_from(reader: &LogReader, offset: u64) -> Option<Vec<Entry>> {
+fn read_from(reader: &LogReader, offset: u64) -> Result<Option<Vec<Entry>>, Error> {
     let index = match reader.index_of_offset(offset, Access::MayBlock) {
         Ok(index) if index <= reader.last_index() => index,
-        Ok(_) | Err(Error::OffsetOutOfRange { .. }) => return None,
-        Err(error) => panic!("offset {offset} cannot be found: {error}"),
+        Ok(_) | Err(Error::OffsetOutOfRange { .. }) => return Ok(None),
+        Err(error) => return Err(error),
     };
     let mut entries = Vec::new();
     let last_index = reader.last_index();
     let read = reader.read(index, last_index, READ_BYTES, Access::MayBlock, &mut entries);
-    read.unwrap_or_else(|error| panic!("entry {index} cannot be read: {error}"));
+    if entries.is_empty() {
+        read?;
+    }
     let first = entries.first().expect("a read gives an entry").header;
     let is_found = first.base_offset <= offset && offset < first.end_offset();
     assert!(is_found, "offset {offset} was looked for, {first:?} was found");
-    Some(entries)
+    Ok(Some(entries))
 }

@@ -77,6 +77,8 @@ impl World {
         self.tally.add("commit-inferred-from-later-change", inferred);
         let slow = now.slow_disk_hand_overs.saturating_sub(before.slow_disk_hand_overs);
         self.tally.add("leader-handed-over-for-slow-disk", slow);
+        let repaired = now.tails_repaired.saturating_sub(before.tails_repaired);
+        self.tally.add("tail-repaired", repaired);
         let leaving = now.leaving_hand_overs.saturating_sub(before.leaving_hand_overs);
         self.tally.add("leader-handed-over-before-leaving", leaving);
     }

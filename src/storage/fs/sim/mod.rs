@@ -91,6 +91,18 @@ impl SimFs {
         file.dirty.clear();
     }
 
+    /// Changes bytes of a file that decays while it is in use: on the medium and in the cache, what
+    /// is not synced stays so.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn rot(&self, path: &Path, change: impl Fn(&mut [u8])) {
+        let mut disk = self.lock_disk();
+        let file = disk.file_mut(path);
+        change(&mut file.durable);
+        change(&mut file.seen);
+    }
+
     /// The bytes of a file as the medium holds them; `None` if its name is not durable.
     pub fn durable_bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let disk = self.lock_disk();
