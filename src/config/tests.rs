@@ -272,7 +272,7 @@ fn a_file_that_cannot_be_read_is_refused() {
 fn keys_must_fit_each_other() {
     refuses(
         &[("raft.heartbeat_ticks", "8")],
-        &["raft.heartbeat_ticks is 8 (--raft-heartbeat-ticks), but it can be at most 7: half of \
+        &["raft.heartbeat_ticks is 8 (--raft-heartbeat-ticks), but it can be at most 5: half of \
            raft.election_ticks"],
     );
     refuses(
