@@ -26,7 +26,8 @@ pub fn explain(reason: ErrorReason) -> Explanation {
 }
 
 fn text(reason: ErrorReason) -> (&'static str, &'static str) {
-    request(reason).or_else(|| state(reason)).unwrap_or_else(|| service(reason))
+    let (in_request, in_group) = (request(reason), group(reason));
+    in_request.or(in_group).or_else(|| state(reason)).unwrap_or_else(|| service(reason))
 }
 
 /// Reasons that lie in the request.
@@ -91,6 +92,46 @@ fn request(reason: ErrorReason) -> Option<(&'static str, &'static str)> {
         R::OffsetOutOfRange => (
             "The offset is before the first record that is kept, or after the end.",
             "read from `earliest` or `latest`; `quipu topic describe` shows the range",
+        ),
+        _ => return None,
+    })
+}
+
+/// Reasons that lie in a consumer group.
+fn group(reason: ErrorReason) -> Option<(&'static str, &'static str)> {
+    use ErrorReason as R;
+    Some(match reason {
+        R::UnknownGroup => (
+            "There is no group of that name.",
+            "`quipu group list` shows the groups, `quipu group create` makes one",
+        ),
+        R::GroupExists => (
+            "There is a group of that name already.",
+            "choose another name, or look at it with `quipu group describe`",
+        ),
+        R::GroupNotEmpty => (
+            "The group has members that are active.",
+            "stop them first; `quipu group describe` shows them, and `--force` takes no notice",
+        ),
+        R::UnknownMember => (
+            "The group has no such member: it left, or was silent for longer than its session.",
+            "join again; if it happens often, handle records faster or raise the session timeout",
+        ),
+        R::NotOwner => (
+            "The member does not have the partition.",
+            "commit only to partitions that are assigned; `quipu group describe` shows whose they are",
+        ),
+        R::IllegalGeneration => (
+            "The partition has moved on: somebody else has it, or its position was reset.",
+            "nothing to do: the records come again, to whoever has the partition now",
+        ),
+        R::FencedInstance => (
+            "Another member has joined under the same instance name.",
+            "give every running member an instance name of its own",
+        ),
+        R::OffsetRegressed => (
+            "A later offset is committed already.",
+            "use `quipu group reset` to go back on purpose",
         ),
         _ => return None,
     })
@@ -194,7 +235,7 @@ mod tests {
     #[test]
     fn every_reason_is_explained() {
         let all: Vec<_> = reasons().map(explain).collect();
-        assert_eq!(all.last().unwrap().name, "INTERNAL", "a reason was added: explain it");
+        assert_eq!(all.last().unwrap().name, "OFFSET_REGRESSED", "a reason was added: explain it");
         let unsaid = text(ErrorReason::Unspecified);
         for explanation in &all {
             assert_ne!((explanation.cause, explanation.remedy), unsaid, "{explanation:?}");

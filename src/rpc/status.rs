@@ -43,15 +43,22 @@ pub fn row(reason: Reason) -> (Code, Option<u32>) {
         Reason::UnknownTopic
         | Reason::UnknownTopicId
         | Reason::UnknownPartition
-        | Reason::UnknownNode => (Code::NotFound, None),
-        Reason::TopicExists => (Code::AlreadyExists, None),
+        | Reason::UnknownNode
+        | Reason::UnknownGroup => (Code::NotFound, None),
+        Reason::TopicExists | Reason::GroupExists => (Code::AlreadyExists, None),
         Reason::OffsetOutOfRange => (Code::OutOfRange, None),
         Reason::UnknownProducer
         | Reason::ProducerFenced
         | Reason::SequenceReused
         | Reason::Precondition
         | Reason::NotEnoughNodes
-        | Reason::ClusterMismatch => (Code::FailedPrecondition, None),
+        | Reason::ClusterMismatch
+        | Reason::GroupNotEmpty
+        | Reason::UnknownMember
+        | Reason::NotOwner
+        | Reason::IllegalGeneration
+        | Reason::OffsetRegressed => (Code::FailedPrecondition, None),
+        Reason::FencedInstance => (Code::Aborted, None),
         // It may have overtaken those before it.
         Reason::OutOfOrderSequence => (Code::FailedPrecondition, Some(50)),
         Reason::NotLeader | Reason::Draining => (Code::Unavailable, Some(50)),
@@ -272,10 +279,15 @@ fn of_refusal(refusal: &Refusal) -> (Reason, Metadata) {
         }
         Refusal::ProducerIdTaken
         | Refusal::ProducerEpochExhausted
-        | Refusal::UnknownGroup
-        | Refusal::IllegalGeneration { .. }
-        | Refusal::OffsetRegressed { .. }
         | Refusal::GenerationExhausted => (Reason::Precondition, vec![]),
+        // The member was never given the partition, or the group is being deleted.
+        Refusal::UnknownGroup => (Reason::NotOwner, vec![]),
+        Refusal::IllegalGeneration { current } => {
+            (Reason::IllegalGeneration, vec![("generation", text(current))])
+        }
+        Refusal::OffsetRegressed { committed } => {
+            (Reason::OffsetRegressed, vec![("committed", text(committed))])
+        }
         Refusal::Undecodable(_) => (Reason::Internal, vec![]),
     }
 }
