@@ -257,6 +257,9 @@ impl Failure {
             R::OutOfOrderSequence | R::SequenceReused | R::Precondition => Repeat::Useless,
             R::NotEnoughNodes | R::ClusterMismatch | R::DiskFull => Repeat::Useless,
             R::LimitReached | R::DataLoss | R::Internal => Repeat::Useless,
+            R::UnknownGroup | R::GroupExists | R::GroupNotEmpty => Repeat::Useless,
+            R::UnknownMember | R::NotOwner | R::IllegalGeneration => Repeat::Useless,
+            R::FencedInstance | R::OffsetRegressed => Repeat::Useless,
         }
     }
 

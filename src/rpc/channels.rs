@@ -9,8 +9,9 @@ use tonic::transport::{Channel, Endpoint};
 use super::error::Error;
 use super::limits::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX,
-    STREAM_WINDOW_BYTES,
+    PEER_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
+use crate::proto::internal::group_peer_service_client::GroupPeerServiceClient;
 use crate::proto::server::log_service_client::LogServiceClient;
 use crate::types::NodeId;
 
@@ -76,6 +77,13 @@ pub(super) fn log_client(channel: Channel) -> LogServiceClient<Channel> {
     LogServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// What another node answers about groups.
+pub(super) fn group_client(channel: Channel) -> GroupPeerServiceClient<Channel> {
+    GroupPeerServiceClient::new(channel)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::limits::Limits;
 use super::peer::{ProposeError, Proposer};
 use crate::cluster::command::{AllocateProducerIds, Id, Topic, TopicConfig, Verb};
 use crate::cluster::{Given, Node, State};
+use crate::group::Sessions;
 use crate::partition::Handle;
 use crate::types::{LogId, NodeId};
 
@@ -42,6 +43,7 @@ struct Shared {
     cold_reads: Arc<Semaphore>,
     batch_checks: Arc<Semaphore>,
     refilling: Mutex<()>,
+    sessions: Arc<Sessions>,
 }
 
 /// A topic that was found, and the state that it was found in.
@@ -105,6 +107,7 @@ impl Context {
             cold_reads: Arc::new(Semaphore::new(limits.cold_reads_max)),
             batch_checks: Arc::new(Semaphore::new(limits.batch_checks_max)),
             refilling: Mutex::default(),
+            sessions: Arc::default(),
             limits,
         }))
     }
@@ -127,6 +130,11 @@ impl Context {
     /// What strangers may cost.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// The members of groups that this node serves.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.0.sessions
     }
 
     /// What there was to count.
@@ -185,6 +193,11 @@ impl Context {
     pub async fn refresh(&self) {
         // Whoever looks afterwards finds out whether it was enough.
         let _ = self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await;
+    }
+
+    /// Follows the metadata up to what is agreed on now. False if that cannot be done in time.
+    pub(super) async fn try_refresh(&self) -> bool {
+        self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await.is_ok()
     }
 
     /// What the cluster has agreed on, once this node has a part in it.

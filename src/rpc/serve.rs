@@ -9,15 +9,13 @@ use super::accept;
 use super::cluster::ClusterApi;
 use super::context::Context;
 use super::counters::Counters;
-use super::limits::{Door, Limits, server_builder};
+use super::group::GroupApi;
+use super::limits::{Door, Limits, PEER_MESSAGE_BYTES_MAX, server_builder};
 use super::log::LogApi;
 use super::peer::PeerServer;
 use super::topic::TopicApi;
 use crate::proto::FILE_DESCRIPTORS;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
-
-/// Longest message between nodes, in bytes.
-const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 async fn stopped(mut stops: watch::Receiver<bool>) {
     // A sender that is gone stops as well.
@@ -58,6 +56,7 @@ pub async fn serve_peers(
         .add_service(peers)
         .add_service(LogApi::new(context.clone()).into_service())
         .add_service(TopicApi::new(context.clone()).into_service())
+        .add_service(GroupApi::new(context.clone()).into_peer_service())
         .serve_with_incoming_shutdown(connections, stopped(stops));
     if let Err(error) = served.await {
         tracing::error!(%error, "the peer port failed");
@@ -88,6 +87,7 @@ pub async fn serve_clients(listener: TcpListener, context: Context, stops: watch
         .add_service(reflection)
         .add_service(LogApi::new(context.clone()).into_service())
         .add_service(TopicApi::new(context.clone()).into_service())
+        .add_service(GroupApi::new(context.clone()).into_service())
         .add_service(ClusterApi::new(context.clone()).into_service())
         .serve_with_incoming_shutdown(connections, stopped(stops));
     tokio::select! {

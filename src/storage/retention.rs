@@ -22,7 +22,8 @@ pub struct Policy {
     pub age_ms: Option<u64>,
     /// Give up the oldest while the log is larger than this many bytes.
     pub bytes: Option<u64>,
-    /// Never give up this offset or a later one: somebody still needs it.
+    /// Do not give up this offset or a later one for its age: somebody still needs it. A log that
+    /// is too large gives it up all the same, or one reader that is gone could fill the disk.
     pub keep_from_offset: Option<u64>,
 }
 
@@ -41,7 +42,7 @@ pub fn choose(segments: &[SegmentFacts], policy: &Policy, now_ms: i64) -> usize 
         });
         let is_over = policy.bytes.is_some_and(|max| bytes > max);
         let is_needed = policy.keep_from_offset.is_some_and(|keep| segment.end_offset > keep);
-        if is_needed || !(is_old || is_over) {
+        if !(is_over || (is_old && !is_needed)) {
             break;
         }
         bytes -= segment.bytes;

@@ -50,7 +50,7 @@ pub(super) async fn list_offsets(
 }
 
 /// Looks up a place in each of some partitions of a topic, in their order.
-pub(super) async fn look_up(
+pub(in crate::rpc) async fn look_up(
     context: &Context,
     topic: &str,
     wanted: Vec<(Place, Target)>,
