@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::ports::Readiness;
 use crate::cluster::command::{self, RegisterNode, ReplaceReplica, Verb, topic_of};
 use crate::cluster::{LostReplica, Node, ReconcileError, Refusal};
 use crate::rpc::peer::{ProposeError, Proposer};
@@ -31,12 +32,12 @@ pub(super) async fn find_present(proposer: Proposer, present: watch::Sender<Opti
     }
 }
 
-/// Keeps replicas as the metadata wants them, for ever. Tells `is_ready` once they are.
+/// Keeps replicas as the metadata wants them, for ever. Says so once they are.
 pub(super) async fn reconcile(
     node: Arc<Node>,
     proposer: Proposer,
     mut present: watch::Receiver<Option<u64>>,
-    is_ready: watch::Sender<Result<(), String>>,
+    readiness: Readiness,
     on_fatal: impl Fn(&str),
 ) {
     let mut states = node.watch_state();
@@ -69,7 +70,7 @@ pub(super) async fn reconcile(
         node.leaders()
             .retain(|log| topic_of(log).is_some_and(|(topic, _)| !state.is_deleted(topic)));
         if is_current && state.node(node.id()).is_some() {
-            is_ready.send_if_modified(|ready| std::mem::replace(ready, Ok(())).is_err());
+            readiness.reach();
         }
         let news = async {
             tokio::select! {

@@ -11,4 +11,5 @@ pub fn log() {
 mod founding;
 mod processes;
 mod python;
+mod starting;
 mod support;
