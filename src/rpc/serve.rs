@@ -1,7 +1,7 @@
 //! Ports: which services are served where, before a node runs and afterwards.
 //!
 //! Both ports are served from the start to the end of a node, so that no connection has to be made
-//! anew when it begins to run. What a node cannot answer before it does is answered with "starting".
+//! anew when it begins to run. What only a node that runs can answer is answered with "starting".
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

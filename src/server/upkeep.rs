@@ -8,13 +8,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::ports::Readiness;
-use crate::cluster::command::{self, RegisterNode, ReplaceReplica, Verb, topic_of};
+use crate::cluster::command::{self, RegisterNode, ReplaceReplica, TopicConfig, Verb, topic_of};
 use crate::cluster::{LostReplica, Node, ReconcileError, Refusal};
 use crate::rpc::peer::{ProposeError, Proposer};
 use crate::storage::{self, Policy};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long after a log's start moved its files go: the shards sync what they recorded meanwhile.
+const RECLAIM_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before what failed is tried again without news.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -133,23 +135,32 @@ pub(super) async fn register(
 }
 
 /// Applies retention to the partitions here, for ever.
+///
+/// The files of what a log gives up go with the next look, because its new start has to be on disk
+/// first. So there is a second look soon after each, at which nothing more is given up.
 pub(super) async fn retain(node: Arc<Node>, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let state = node.state();
-        for handle in node.registry().handles() {
-            let topic = topic_of(handle.group()).and_then(|(topic, _)| state.topic(topic));
-            let Some(config) = topic.map(|topic| topic.config) else { continue };
-            let policy = Policy {
-                age_ms: config.retention_ms,
-                bytes: config.retention_bytes,
-                keep_from_offset: None,
-            };
-            // An overloaded shard is asked again the next time.
-            let _ = node.partition_host().retain(handle.group(), policy);
-            tokio::task::yield_now().await;
-        }
+        let policy = |config: &TopicConfig| Policy {
+            age_ms: config.retention_ms,
+            bytes: config.retention_bytes,
+            keep_from_offset: None,
+        };
+        look_at_all(&node, policy).await;
+        sleep(RECLAIM_AFTER.min(every / 2)).await;
+        look_at_all(&node, |_| Policy::default()).await;
+    }
+}
+
+async fn look_at_all(node: &Node, policy: impl Fn(&TopicConfig) -> Policy) {
+    let state = node.state();
+    for handle in node.registry().handles() {
+        let topic = topic_of(handle.group()).and_then(|(topic, _)| state.topic(topic));
+        let Some(config) = topic.map(|topic| topic.config) else { continue };
+        // An overloaded shard is asked again the next time.
+        let _ = node.partition_host().retain(handle.group(), policy(&config));
+        tokio::task::yield_now().await;
     }
 }

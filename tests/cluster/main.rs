@@ -11,5 +11,6 @@ pub fn log() {
 mod founding;
 mod processes;
 mod python;
+mod retention;
 mod starting;
 mod support;

@@ -19,7 +19,7 @@ use super::super::convert::{self, Place, encoded_bytes};
 use super::super::error::{Effect, Error};
 use super::super::limits::NAMED_PARTITIONS_MAX;
 use super::fetch;
-use super::offsets::look_up;
+use super::offsets::look_up_for_reading;
 use crate::proto::server::subscribe_request::Message as Told;
 use crate::proto::server::subscribe_response::Message as Tell;
 use crate::proto::server::{
@@ -136,7 +136,7 @@ async fn begin(
     let wanted = wanted(context, &start).await?;
     let call = Call::within_stream(may_forward);
     let targets: Vec<_> = wanted.iter().map(|(_, target)| *target).collect();
-    let found = look_up(context, &start.topic, wanted, call).await?;
+    let found = look_up_for_reading(context, &start.topic, wanted, call).await?;
     let positions: Vec<_> = found
         .into_iter()
         .map(|found| PartitionPosition {
