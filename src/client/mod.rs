@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use consumer::{Consumer, ConsumerConfig, Event, Gap, Header, Record, Start};
 pub use error::{Error, Failure, Origin};
-pub use producer::{Delivery, Producer, ProducerConfig, Receipt};
+pub use producer::{BATCHES_IN_FLIGHT_MAX, Delivery, Producer, ProducerConfig, Receipt};
 pub use reasons::{Explanation, explain, reasons};
 
 use connection::Nodes;
@@ -47,6 +47,9 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// How long to wait for a connection. Default: 3 s.
     pub connect_timeout: Duration,
+    /// How long a node may be silent that owes an answer, before others are asked: it is pinged
+    /// meanwhile. Longer where what is sent may be on its way for longer. Default: 3 s.
+    pub silence_max: Duration,
 }
 
 impl ClientConfig {
@@ -56,6 +59,7 @@ impl ClientConfig {
             servers: servers.into_iter().map(Into::into).collect(),
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
+            silence_max: Duration::from_secs(3),
         }
     }
 }

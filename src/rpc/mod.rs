@@ -52,6 +52,6 @@ pub use self::error::{Effect, Error};
 pub use self::group::{GroupApi, forget_deleted};
 pub use self::limits::Limits;
 pub use self::log::LogApi;
-pub use self::serve::{serve_clients, serve_introductions, serve_peers};
+pub use self::serve::Ports;
 pub use self::slow_body::SlowBodyLayer;
 pub use self::topic::TopicApi;

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::ports::IsReady;
 use crate::cluster::Node;
 use crate::cluster::command::Partition;
 use crate::raft::Role;
@@ -23,7 +23,7 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(3);
 struct Read {
     node: Weak<Node>,
     context: Context,
-    is_ready: watch::Receiver<Result<(), String>>,
+    is_ready: IsReady,
     low_water_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ struct Read {
 pub(super) fn connect(
     metrics: &Metrics,
     context: &Context,
-    is_ready: watch::Receiver<Result<(), String>>,
+    is_ready: IsReady,
     low_water_bytes: u64,
 ) {
     let node = Arc::downgrade(context.node());

@@ -96,9 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_needs_stays_whatever_the_rules_say() {
-        let policy = Policy { bytes: Some(1), keep_from_offset: Some(25), ..Policy::default() };
-        assert_eq!(choose(&segments(), &policy, 0), 2, "offset 25 is in the third");
+    fn what_somebody_needs_stays_however_old_until_the_log_is_too_large() {
+        let keep = Policy { age_ms: Some(0), keep_from_offset: Some(25), ..Policy::default() };
+        assert_eq!(choose(&segments(), &keep, 1_000), 2, "offset 25 is in the third");
+        let bounded = Policy { bytes: Some(199), ..keep };
+        assert_eq!(choose(&segments(), &bounded, 1_000), 4, "the size overrules");
     }
 
     #[test]

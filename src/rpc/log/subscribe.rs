@@ -15,7 +15,7 @@ use super::super::convert::{self, Place};
 use super::super::error::Error;
 use super::super::limits::NAMED_PARTITIONS_MAX;
 use super::feed::{Feed, Position, Turn};
-use super::offsets::look_up;
+use super::offsets::look_up_for_reading;
 use crate::proto::server::subscribe_request::Message as Told;
 use crate::proto::server::subscribe_response::Message as Tell;
 use crate::proto::server::{
@@ -94,7 +94,7 @@ async fn begin(
     let wanted = wanted(context, &start).await?;
     let call = Call::within_stream(may_forward);
     let targets: Vec<_> = wanted.iter().map(|(_, target)| *target).collect();
-    let found = look_up(context, &start.topic, wanted, call).await?;
+    let found = look_up_for_reading(context, &start.topic, wanted, call).await?;
     let mut feed = Feed::new(context.clone(), may_forward, start.credit_bytes.into());
     for (target, found) in targets.iter().zip(&found) {
         feed.add(target.partition.into(), start.topic.clone(), *target, position(found));
