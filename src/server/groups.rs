@@ -13,14 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::cluster::command::{Id, Verb};
-use crate::cluster::group::{DeleteGroup, Group, LeaveGroups, Leaving};
+use crate::cluster::command::{self, Id, Verb};
+use crate::cluster::group::{DeleteGroup, Group, LeaveGroups, Leaving, Member};
 use crate::cluster::{Node, Refusal, State};
 use crate::group::{away_max, plan};
 use crate::rpc::peer::ProposeError;
 use crate::rpc::{Context, forget_deleted};
 use crate::types::NodeId;
 
+/// A node that was not heard for so long counts as gone.
+const ALIVE_WITHIN: Duration = Duration::from_millis(2_500);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(30);
@@ -86,7 +88,7 @@ pub(super) async fn forget(context: Context) {
 /// Coordinates all groups whenever this node leads the metadata, for ever.
 pub(super) async fn coordinate(context: Context) {
     let mut states = context.node().watch_state();
-    let mut coordinator = Coordinator { context: context.clone(), seen: HashMap::new() };
+    let mut coordinator = Coordinator::new(context.clone());
     let mut looked = Instant::now();
     loop {
         if !context.node().leads_metadata() {
@@ -113,13 +115,20 @@ async fn changed(states: &mut watch::Receiver<Arc<State>>) {
     }
 }
 
-/// What the coordinator remembers: for each group what it was last planned for.
+/// What the coordinator remembers.
 struct Coordinator {
     context: Context,
+    /// For each group what it was last planned for.
     seen: HashMap<Id, (u64, u64)>,
+    /// Since when nodes are silent, or have said that they stop.
+    gone: HashMap<u64, Instant>,
 }
 
 impl Coordinator {
+    fn new(context: Context) -> Self {
+        Self { context, seen: HashMap::new(), gone: HashMap::new() }
+    }
+
     /// Plans for the groups that have changed, or whose topics may have.
     async fn plan(&mut self, state: &State) {
         let topics = digest_of_topics(state);
@@ -144,10 +153,39 @@ impl Coordinator {
     }
 
     /// Takes out the members of nodes that are gone, and deletes groups that were idle for too long.
-    async fn look_after(&self, state: &State) {
-        let node = self.context.node();
-        let orphans = state.groups().iter().flat_map(|group| orphans(node, state, group));
+    async fn look_after(&mut self, state: &State) {
+        self.look_at_nodes(state);
+        let orphans = state.groups().iter().flat_map(|group| self.orphans(state, group));
         take_out(&self.context, orphans.collect()).await;
+        self.delete_expired(state).await;
+    }
+
+    fn look_at_nodes(&mut self, state: &State) {
+        let node = self.context.node();
+        let before = std::mem::take(&mut self.gone);
+        for other in state.nodes() {
+            if let Some(since) = gone_since(node, other) {
+                self.gone.insert(other.id, before.get(&other.id).copied().unwrap_or(since));
+            }
+        }
+    }
+
+    /// The members of a group whose nodes have left the cluster, or are gone for too long.
+    fn orphans(&self, state: &State, group: &Group) -> Vec<Leaving> {
+        let is_orphan = |member: &&Member| {
+            let has_left = state.node(NodeId(member.node)).is_none();
+            let since = self.gone.get(&member.node);
+            has_left || since.is_some_and(|since| since.elapsed() > away_max(group, member))
+        };
+        let leaving = |member: &Member| Leaving {
+            group: group.id,
+            member: member.id,
+            session: member.session,
+        };
+        group.members.iter().filter(is_orphan).map(leaving).collect()
+    }
+
+    async fn delete_expired(&self, state: &State) {
         let now_ms = now_ms();
         for group in state.groups().iter().filter(|group| is_expired(group, now_ms)) {
             tracing::info!(group = %group.name, "a group without members expires");
@@ -161,6 +199,17 @@ impl Coordinator {
     }
 }
 
+/// Since when a node is gone, if it is. One that has said that it stops is so from now on.
+fn gone_since(node: &Node, other: &command::Node) -> Option<Instant> {
+    let (id, now) = (other.node_id(), Instant::now());
+    if id == node.id() || node.heard().is_alive(id, ALIVE_WITHIN) {
+        return None;
+    }
+    let silence = node.heard().silence(id, other.incarnation);
+    let was_heard = silence < ALIVE_WITHIN * 2;
+    Some(if was_heard { now.checked_sub(silence).unwrap_or(now) } else { now })
+}
+
 /// Changes when a topic is made, deleted or gets partitions.
 fn digest_of_topics(state: &State) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -168,24 +217,6 @@ fn digest_of_topics(state: &State) -> u64 {
         (topic.id, topic.partitions.len()).hash(&mut hasher);
     }
     hasher.finish()
-}
-
-/// The members of a group whose nodes are gone, or silent for too long.
-fn orphans(node: &Node, state: &State, group: &Group) -> Vec<Leaving> {
-    let is_orphan = |member: &&crate::cluster::group::Member| {
-        if member.node == node.id().0 {
-            return false;
-        }
-        let Some(home) = state.node(NodeId(member.node)) else { return true };
-        node.heard().silence(home.node_id(), home.incarnation) > away_max(group, member)
-    };
-    let orphans = group.members.iter().filter(is_orphan);
-    let leaving = |member: &crate::cluster::group::Member| Leaving {
-        group: group.id,
-        member: member.id,
-        session: member.session,
-    };
-    orphans.map(leaving).collect()
 }
 
 fn is_expired(group: &Group, now_ms: i64) -> bool {
