@@ -231,9 +231,9 @@ mod tests {
             let fewest = fewest_moves(members.len(), shares.len(), &owners);
             prop_assert_eq!(moved.count(), fewest);
             prop_assert_eq!(&assign(&members, &shares, &assigned), &assigned, "it is stable");
-            let reversed = |members: &[Member<usize>]| members.iter().rev().cloned().collect::<Vec<_>>();
-            let turned: Vec<_> = shares.iter().rev().cloned().collect();
-            prop_assert_eq!(assign(&reversed(&members), &turned, &owners), assigned);
+            let members: Vec<_> = members.into_iter().rev().collect();
+            let shares: Vec<_> = shares.into_iter().rev().collect();
+            prop_assert_eq!(assign(&members, &shares, &owners), assigned);
         }
     }
 }
