@@ -184,12 +184,14 @@ mod tests {
         assert_eq!(assign(&members(&["a", "b"]), &shares, &alone), near, "it gives up what is far");
     }
 
+    /// Members, partitions, and who owned what.
+    type Inputs = (Vec<Member<usize>>, Vec<Share<usize>>, BTreeMap<usize, usize>);
+
     fn racks() -> impl Strategy<Value = String> {
         prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned())]
     }
 
-    fn inputs()
-    -> impl Strategy<Value = (Vec<Member<usize>>, Vec<Share<usize>>, BTreeMap<usize, usize>)> {
+    fn inputs() -> impl Strategy<Value = Inputs> {
         let members = vec(racks(), 1..9);
         let shares = vec(vec(racks(), 0..3), 0..30);
         // Some owners are gone, and some partitions are.
