@@ -16,6 +16,7 @@ use tonic::{Code, Request};
 use super::retry::Breaker;
 use super::{ClientConfig, Error, Failure};
 use crate::proto::client::cluster_service_client::ClusterServiceClient;
+use crate::proto::client::group_service_client::GroupServiceClient;
 use crate::proto::client::log_service_client::LogServiceClient;
 use crate::proto::client::topic_service_client::TopicServiceClient;
 use crate::proto::client::{ErrorReason, GetTopologyResponse};
@@ -69,6 +70,10 @@ impl Route {
 
     pub(super) fn topics(&self) -> TopicServiceClient<Channel> {
         TopicServiceClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(super) fn groups(&self) -> GroupServiceClient<Channel> {
+        GroupServiceClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(super) fn cluster(&self) -> ClusterServiceClient<Channel> {
