@@ -14,6 +14,7 @@
 //! | [`rpc`] | the API: calls in, answers out, calls passed on | how bytes are stored |
 //! | [`client`] | the Rust client: producer, consumer, administration | all but the public API |
 //! | [`cluster`] | nodes, topics, placement; what runs on a node | networks |
+//! | [`group`] | consumer groups: what they read, who is to have what, who is there | networks |
 //! | [`partition`] | what a log says of producers and groups; who waits for it | files, networks |
 //! | [`raft`] | elections, replication, replica sets; a node's threads | payloads, networks |
 //! | [`storage`] | everything on disk, recovery, retention | runtimes, networks, payloads |
@@ -81,6 +82,7 @@ pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod config;
+pub mod group;
 pub mod partition;
 pub mod proto;
 pub mod raft;

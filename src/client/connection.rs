@@ -26,8 +26,6 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tells a node to refuse what it does not lead, instead of forwarding it.
 const FORWARD_HEADER: &str = "quipu-forward";
 /// How old a topology may be when someone asks for a new one and still be taken for new: many
@@ -105,10 +103,17 @@ impl Topology {
 /// The nodes of a cluster and what is known of them.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    connect_timeout: Duration,
+    patience: Patience,
     state: Mutex<State>,
     /// Held while a topology is fetched, so that one call serves all that want it.
     pub(super) fetching: tokio::sync::Mutex<()>,
+}
+
+/// How long to wait for a connection, and on one.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    connect: Duration,
+    silence: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -131,14 +136,14 @@ struct Node {
 impl Nodes {
     pub(super) fn new(config: &ClientConfig) -> Result<Self, Error> {
         let mut state = State::default();
+        let patience = Patience { connect: config.connect_timeout, silence: config.silence_max };
         for server in &config.servers {
-            state.add(server, config.connect_timeout).ok_or_else(|| bad_address(server))?;
+            state.add(server, patience).ok_or_else(|| bad_address(server))?;
         }
         if state.nodes.is_empty() {
             return Err(bad_address(""));
         }
-        let connect_timeout = config.connect_timeout;
-        Ok(Self { connect_timeout, state: Mutex::new(state), fetching: Default::default() })
+        Ok(Self { patience, state: Mutex::new(state), fetching: Default::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -179,7 +184,7 @@ impl Nodes {
     pub(super) fn learn(&self, asked: &[String], answer: GetTopologyResponse) {
         let mut state = self.state();
         for node in answer.nodes {
-            state.learn_address(node.id, &node.address, self.connect_timeout);
+            state.learn_address(node.id, &node.address, self.patience);
         }
         for topic in asked {
             state.topics.remove(topic);
@@ -202,7 +207,7 @@ impl Nodes {
             return false;
         };
         if let Some(address) = hint("leader_address") {
-            state.learn_address(id, address, self.connect_timeout);
+            state.learn_address(id, address, self.patience);
         }
         state.set_leader(topic, partition, id);
         state.addresses_by_id.contains_key(&id)
@@ -216,11 +221,11 @@ impl Nodes {
 
 impl State {
     /// Adds a node by its address. Returns `None` if that is none.
-    fn add(&mut self, address: &str, connect_timeout: Duration) -> Option<Arc<str>> {
+    fn add(&mut self, address: &str, patience: Patience) -> Option<Arc<str>> {
         if let Some((known, _)) = self.nodes.get_key_value(address) {
             return Some(known.clone());
         }
-        let channel = endpoint(address, connect_timeout)?.connect_lazy();
+        let channel = endpoint(address, patience)?.connect_lazy();
         let address: Arc<str> = address.into();
         self.nodes.insert(address.clone(), Node { channel, breaker: Breaker::default() });
         self.addresses.push(address.clone());
@@ -228,8 +233,8 @@ impl State {
     }
 
     /// An address that cannot be one is as good as none.
-    fn learn_address(&mut self, id: u64, address: &str, connect_timeout: Duration) {
-        match self.add(address, connect_timeout) {
+    fn learn_address(&mut self, id: u64, address: &str, patience: Patience) {
+        match self.add(address, patience) {
             Some(address) => self.addresses_by_id.insert(id, address),
             None => self.addresses_by_id.remove(&id),
         };
@@ -258,7 +263,13 @@ impl State {
         let count = self.addresses.len();
         let first = self.next % count;
         let in_turn = (0..count).map(|n| (first + n) % count);
-        let open = in_turn.clone().find(|n| self.node_at(*n).breaker.try_pass(now));
+        let trusted = in_turn.clone().find(|n| {
+            let breaker = &mut self.node_at(*n).breaker;
+            breaker.is_trusted(now) && breaker.try_pass(now)
+        });
+        // A node that may be silent is not tried where another one is at hand.
+        let mut open = in_turn.clone();
+        let open = trusted.or_else(|| open.find(|n| self.node_at(*n).breaker.try_pass(now)));
         // When none is thought to answer, the one that was to be tried soonest is.
         let chosen = open.unwrap_or_else(|| {
             in_turn.min_by_key(|n| self.node_at(*n).breaker.passes_at()).unwrap_or(first)
@@ -274,20 +285,20 @@ impl State {
     }
 }
 
-fn endpoint(address: &str, connect_timeout: Duration) -> Option<Endpoint> {
+fn endpoint(address: &str, patience: Patience) -> Option<Endpoint> {
     let (host, port) = address.rsplit_once(':')?;
     if host.is_empty() || port.parse::<u16>().is_err() {
         return None;
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
     let endpoint = endpoint
-        .connect_timeout(connect_timeout)
+        .connect_timeout(patience.connect)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        .http2_keep_alive_interval(patience.silence / 3)
+        .keep_alive_timeout(patience.silence * 2 / 3);
     Some(endpoint)
 }
 
@@ -332,9 +343,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_does_not_answer_is_left_alone() {
         let nodes = nodes(&["a:1", "b:1"]);
-        (0..2).for_each(|_| nodes.on_silence("a:1"));
+        nodes.on_silence("a:1");
         assert!((0..4).all(|_| &*nodes.any().address == "b:1"));
-        (0..3).for_each(|_| nodes.on_silence("b:1"));
+        nodes.on_silence("b:1");
         assert_eq!(&*nodes.any().address, "a:1", "when none answers, the one to try soonest");
         nodes.on_answer("b:1");
         assert_eq!(&*nodes.any().address, "b:1");
@@ -349,7 +360,7 @@ mod tests {
         assert!(route.is_direct && &*route.address == "n2:1");
         let request = route.stream_request(());
         assert_eq!(request.metadata().get(FORWARD_HEADER).unwrap(), "off");
-        (0..2).for_each(|_| nodes.on_silence("n2:1"));
+        nodes.on_silence("n2:1");
         let route = nodes.leader("t", 0);
         assert!(!route.is_direct && &*route.address != "n2:1");
         assert!(route.stream_request(()).metadata().is_empty());

@@ -42,7 +42,7 @@ pub use group::{
     Assigned, Commit, Committing, GroupConsumer, GroupConsumerConfig, GroupEvent, Lost, Rebalance,
     Revoked, Revoking, TopicPartition,
 };
-pub use producer::{Delivery, Producer, ProducerConfig, Receipt};
+pub use producer::{BATCHES_IN_FLIGHT_MAX, Delivery, Producer, ProducerConfig, Receipt};
 pub use reasons::{Explanation, explain, reasons};
 pub use record::{Gap, Header, Record};
 pub use transform::{Output, SOURCE_HEADER, Transform, TransformConfig};
@@ -61,6 +61,9 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// How long to wait for a connection. Default: 3 s.
     pub connect_timeout: Duration,
+    /// How long a node may be silent that owes an answer, before others are asked: it is pinged
+    /// meanwhile. Longer where what is sent may be on its way for longer. Default: 3 s.
+    pub silence_max: Duration,
 }
 
 impl ClientConfig {
@@ -70,6 +73,7 @@ impl ClientConfig {
             servers: servers.into_iter().map(Into::into).collect(),
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
+            silence_max: Duration::from_secs(3),
         }
     }
 }

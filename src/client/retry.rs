@@ -85,18 +85,23 @@ impl Budget {
 
 /// Keeps calls away from a node that does not answer.
 ///
-/// Closed until a few failures in a row; then open for a while that grows with each further
-/// failure; then one call is let through to see.
+/// Closed until a failure; then open for a while that grows with each further failure; then one
+/// call is let through to see.
+///
+/// * Many calls over one connection fail with it together: while it is open, only the failure of
+///   a probe counts.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failures: u32,
     open_until: Option<Instant>,
+    is_probing: bool,
 }
 
 impl Breaker {
-    const FAILURES_MAX: u32 = 2;
     const OPEN_MIN: Duration = Duration::from_millis(500);
     const OPEN_MAX: Duration = Duration::from_secs(15);
+    /// How long after that the node gets calls again that any other could answer as well.
+    const MISTRUST: Duration = Duration::from_secs(10);
 
     /// Returns whether a call may go to the node. When it was open long enough, the first to ask
     /// is the probe, and others wait for as long again.
@@ -106,9 +111,15 @@ impl Breaker {
             Some(until) if now < until => false,
             Some(_) => {
                 self.open_until = Some(now + self.open_for());
+                self.is_probing = true;
                 true
             }
         }
+    }
+
+    /// Returns whether the node is as good as any other for a call that others could answer.
+    pub(super) fn is_trusted(&self, now: Instant) -> bool {
+        self.open_until.is_none_or(|until| now >= until + Self::MISTRUST)
     }
 
     /// When a call may go to the node.
@@ -121,14 +132,17 @@ impl Breaker {
     }
 
     pub(super) fn on_failure(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= Self::FAILURES_MAX {
-            self.open_until = Some(now + self.open_for());
+        let is_open = self.open_until.is_some_and(|until| now < until);
+        if is_open && !self.is_probing {
+            return;
         }
+        self.failures = self.failures.saturating_add(1);
+        self.is_probing = false;
+        self.open_until = Some(now + self.open_for());
     }
 
     fn open_for(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(Self::FAILURES_MAX).min(5);
+        let doublings = self.failures.saturating_sub(1).min(5);
         (Self::OPEN_MIN * (1 << doublings)).min(Self::OPEN_MAX)
     }
 }
@@ -168,15 +182,27 @@ mod tests {
     fn a_breaker_opens_probes_and_closes() {
         let start = Instant::now();
         let mut breaker = Breaker::default();
-        breaker.on_failure(start);
-        assert!(breaker.try_pass(start), "one failure is no pattern");
+        assert!(breaker.try_pass(start) && breaker.is_trusted(start));
         breaker.on_failure(start);
         assert!(!breaker.try_pass(start));
         let later = start + Duration::from_secs(1);
         assert!(breaker.try_pass(later), "a probe");
         assert!(!breaker.try_pass(later), "only one");
+        assert!(!breaker.is_trusted(later) && breaker.is_trusted(later + Duration::from_secs(11)));
         breaker.on_success();
-        assert!(breaker.try_pass(later) && breaker.try_pass(later));
+        assert!(breaker.try_pass(later) && breaker.try_pass(later) && breaker.is_trusted(later));
+    }
+
+    #[test]
+    fn calls_that_fail_together_count_once_and_a_failed_probe_again() {
+        let start = Instant::now();
+        let mut breaker = Breaker::default();
+        (0..20).for_each(|_| breaker.on_failure(start));
+        assert_eq!(breaker.passes_at(), Some(start + Breaker::OPEN_MIN));
+        let later = start + Breaker::OPEN_MIN;
+        assert!(breaker.try_pass(later));
+        (0..20).for_each(|_| breaker.on_failure(later));
+        assert_eq!(breaker.passes_at(), Some(later + Breaker::OPEN_MIN * 2));
     }
 
     #[test]

@@ -7,6 +7,10 @@
 use prost::Message;
 use uuid::Uuid;
 
+use super::group::{
+    CreateGroup, DeleteGroup, Group, JoinGroup, LeaveGroups, PlanGroup, ReleaseAssignments,
+    RenewAssignments,
+};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 /// An id of 128 bits.
@@ -108,6 +112,9 @@ pub struct TopicConfig {
     /// The largest batch, in bytes.
     #[prost(uint32, optional, tag = "5")]
     pub batch_bytes_max: Option<u32>,
+    /// Records are kept until every group of the topic has committed past them.
+    #[prost(bool, tag = "6")]
+    pub is_kept_until_consumed: bool,
 }
 
 /// A partition, as the metadata has it. Replicas are ids as in [`ReplicaId`].
@@ -366,13 +373,37 @@ pub enum Verb {
     /// See [`AllocateProducerIds`].
     #[prost(message, tag = "11")]
     AllocateProducerIds(AllocateProducerIds),
+    /// See [`CreateGroup`].
+    #[prost(message, tag = "12")]
+    CreateGroup(CreateGroup),
+    /// See [`DeleteGroup`].
+    #[prost(message, tag = "13")]
+    DeleteGroup(DeleteGroup),
+    /// See [`JoinGroup`].
+    #[prost(message, tag = "14")]
+    JoinGroup(JoinGroup),
+    /// See [`LeaveGroups`].
+    #[prost(message, tag = "15")]
+    LeaveGroups(LeaveGroups),
+    /// See [`PlanGroup`].
+    #[prost(message, tag = "16")]
+    PlanGroup(PlanGroup),
+    /// See [`ReleaseAssignments`].
+    #[prost(message, tag = "17")]
+    ReleaseAssignments(ReleaseAssignments),
+    /// See [`RenewAssignments`].
+    #[prost(message, tag = "18")]
+    RenewAssignments(RenewAssignments),
 }
 
 /// One entry of the metadata log.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Command {
     /// What is done; absent if a later version wrote it.
-    #[prost(oneof = "Verb", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "Verb",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+    )]
     pub verb: Option<Verb>,
 }
 
@@ -406,4 +437,7 @@ pub struct Checkpoint {
     /// Directories of nodes that have left.
     #[prost(message, repeated, tag = "7")]
     pub gone: Vec<Id>,
+    /// The groups by id.
+    #[prost(message, repeated, tag = "8")]
+    pub groups: Vec<Group>,
 }

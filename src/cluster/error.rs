@@ -38,6 +38,26 @@ pub enum Refusal {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// There is a group of that name or id.
+    #[error("group {0:?} exists already")]
+    GroupExists(String),
+    /// There is no such group.
+    #[error("group {0:?} does not exist")]
+    UnknownGroup(String),
+    /// The group has members.
+    #[error("group {group:?} has {members} active members; stop them, or force it")]
+    GroupNotEmpty {
+        /// The group.
+        group: String,
+        /// How many it has.
+        members: u64,
+    },
+    /// The group has no such member any more.
+    #[error("the group has no member {0:?}: it left, or was silent for too long; join again")]
+    UnknownMember(String),
+    /// Another member of the same lasting name has taken this one's place.
+    #[error("another member has joined as instance {0:?}")]
+    FencedInstance(String),
 }
 
 /// A refusal on its way between nodes.
@@ -65,6 +85,11 @@ impl Refusal {
             Self::MovePending => (8, String::new(), 0),
             Self::LimitReached(max) => (9, String::new(), *max),
             Self::Invalid(text) => (10, text.clone(), 0),
+            Self::GroupExists(name) => (11, name.clone(), 0),
+            Self::UnknownGroup(name) => (12, name.clone(), 0),
+            Self::GroupNotEmpty { group, members } => (13, group.clone(), *members),
+            Self::UnknownMember(id) => (14, id.clone(), 0),
+            Self::FencedInstance(name) => (15, name.clone(), 0),
         };
         Encoded { kind, text, number }.encode_to_vec()
     }
@@ -83,6 +108,11 @@ impl Refusal {
             8 => Self::MovePending,
             9 => Self::LimitReached(number),
             10 => Self::Invalid(text),
+            11 => Self::GroupExists(text),
+            12 => Self::UnknownGroup(text),
+            13 => Self::GroupNotEmpty { group: text, members: number },
+            14 => Self::UnknownMember(text),
+            15 => Self::FencedInstance(text),
             _ => return None,
         })
     }
@@ -105,6 +135,11 @@ mod tests {
             Refusal::MovePending,
             Refusal::LimitReached(9),
             Refusal::Invalid("c".into()),
+            Refusal::GroupExists("d".into()),
+            Refusal::UnknownGroup("e".into()),
+            Refusal::GroupNotEmpty { group: "f".into(), members: 13 },
+            Refusal::UnknownMember("g".into()),
+            Refusal::FencedInstance("h".into()),
         ];
         for refusal in all {
             assert_eq!(Refusal::decode(&refusal.encode()), Some(refusal));

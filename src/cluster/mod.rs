@@ -8,6 +8,7 @@
 //! | command, checkpoint | `command` | what the metadata log holds |
 //! | state | `state` | what the cluster has agreed on; pure |
 //! | placement | `placement` | which node gets which replica; pure |
+//! | groups | `group` | their members, and who has which partition; pure |
 //! | metadata | `machine` | the state on a Raft group |
 //! | identity, founding | `identity` | who a node is, and how a cluster began |
 //! | leaders | `leaders` | who leads what, as far as a node has heard |
@@ -16,6 +17,7 @@
 
 pub mod command;
 mod error;
+pub mod group;
 mod identity;
 mod leaders;
 mod machine;

@@ -11,6 +11,7 @@ use super::command::{
     Topic, Verb,
 };
 use super::error::Refusal;
+use super::group::{Group, Groups};
 use crate::types::{NodeId, ReplicaId};
 
 /// Incarnation of the nodes that founded the cluster.
@@ -38,11 +39,12 @@ pub struct State {
     tombstones: BTreeMap<Id, u32>,
     /// Directories of nodes that have left: what they promised in other groups is forgotten.
     gone: BTreeSet<Id>,
+    groups: Groups,
     next_incarnation: u64,
     next_producer_id: u64,
 }
 
-/// What a command gave: an incarnation, a first producer id, or nothing.
+/// What a command gave: an incarnation, a first producer id, a session, a generation, or nothing.
 pub type Given = u64;
 
 impl State {
@@ -55,6 +57,7 @@ impl State {
             by_name: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             gone: BTreeSet::new(),
+            groups: Groups::default(),
             next_incarnation: FOUNDING_INCARNATION + 1,
             next_producer_id: 1,
         }
@@ -103,6 +106,11 @@ impl State {
         self.tombstones.contains_key(&topic)
     }
 
+    /// The consumer groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
     /// Partitions of all topics.
     pub fn partitions(&self) -> usize {
         self.topics.values().map(|topic| topic.partitions.len()).sum()
@@ -137,6 +145,13 @@ impl State {
                 self.next_producer_id = first.saturating_add(allocate.count);
                 Ok(first)
             }
+            Verb::CreateGroup(create) => self.groups.create(create),
+            Verb::DeleteGroup(delete) => self.groups.delete(*delete),
+            Verb::JoinGroup(join) => self.groups.join(join),
+            Verb::LeaveGroups(leave) => self.groups.leave(leave),
+            Verb::PlanGroup(plan) => self.groups.plan(plan),
+            Verb::ReleaseAssignments(release) => self.groups.release(release),
+            Verb::RenewAssignments(renew) => self.groups.renew(renew),
         })
     }
 
@@ -291,6 +306,7 @@ impl State {
         let topic = self.topics.remove(&id).ok_or_else(|| unknown(id))?;
         self.by_name.remove(&topic.name);
         self.tombstones.insert(id, topic.partitions.len() as u32);
+        self.groups.forget_topic(id);
         Ok(0)
     }
 
@@ -354,6 +370,7 @@ impl State {
             next_incarnation: self.next_incarnation,
             next_producer_id: self.next_producer_id,
             gone: self.gone.iter().copied().collect(),
+            groups: self.groups.iter().map(|group| Group::clone(group)).collect(),
         };
         checkpoint.encode_to_vec().into()
     }
@@ -376,6 +393,7 @@ impl State {
             nodes: checkpoint.nodes.into_iter().map(|node| (node.id, node)).collect(),
             topics: checkpoint.topics.into_iter().map(|topic| (topic.id, topic)).collect(),
             gone: checkpoint.gone.into_iter().collect(),
+            groups: Groups::of(checkpoint.groups),
             next_incarnation: checkpoint.next_incarnation,
             next_producer_id: checkpoint.next_producer_id,
         })

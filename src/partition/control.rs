@@ -13,7 +13,7 @@
 //! | 2 offset commit | group, generation, member, offset, leader epoch, metadata |
 //! | 3 reset offsets | group, offset |
 //! | 4 delete group | group |
-//! | 5 fence generation | group, generation, expire after idle |
+//! | 5 fence generation | group, generation, expire after idle, start |
 //!
 //! | field | value | field | value |
 //! |---|---|---|---|
@@ -21,7 +21,7 @@
 //! | 2 take over | `u8`, 0 or 1 | 7 leader epoch | `u64` |
 //! | 3 group | 1 to 249 bytes | 8 metadata | UTF-8, up to 4096 bytes |
 //! | 4 generation | `u64` | 9 expire after idle | `u64`, milliseconds |
-//! | 5 member | `[u8; 16]` | | |
+//! | 5 member | `[u8; 16]` | 10 start | `u64`, an offset |
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use uuid::Uuid;
@@ -54,6 +54,7 @@ mod field {
     pub(super) const LEADER_EPOCH: u8 = 7;
     pub(super) const METADATA: u8 = 8;
     pub(super) const EXPIRE_AFTER_IDLE: u8 = 9;
+    pub(super) const START: u8 = 10;
 }
 
 /// Identity of a consumer group: the bytes of a UUID or of a name.
@@ -139,6 +140,8 @@ pub struct FenceGeneration {
     /// How long the group is kept after its last command, in milliseconds of the log's time; 0
     /// stands for ever.
     pub expire_after_idle_ms: u64,
+    /// The position of a group that has none yet.
+    pub start: u64,
 }
 
 /// What a control entry says.
@@ -179,7 +182,8 @@ impl Command {
             Self::FenceGeneration(fence) => Writer::new(command::FENCE_GENERATION)
                 .bytes(field::GROUP, &fence.group.0)
                 .u64(field::GENERATION, fence.generation)
-                .u64(field::EXPIRE_AFTER_IDLE, fence.expire_after_idle_ms),
+                .u64(field::EXPIRE_AFTER_IDLE, fence.expire_after_idle_ms)
+                .u64(field::START, fence.start),
         }
         .0
         .freeze()
@@ -214,6 +218,7 @@ impl Command {
                 group: fields.group()?,
                 generation: fields.u64(field::GENERATION)?,
                 expire_after_idle_ms: fields.u64(field::EXPIRE_AFTER_IDLE)?,
+                start: fields.u64(field::START)?,
             }),
             found => return Err(CommandError::UnknownCommand { found }),
         };

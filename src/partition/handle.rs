@@ -11,8 +11,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::control::Command;
+use super::control::{Command, GroupId};
 use super::error::Refusal;
+use super::progress::Group;
 use super::replica::{Acks, Ask, Batch, Replica, Response};
 use super::state::Reply as Followed;
 use crate::raft::{Durability, Host, Hosted, Published, Refused, Reply, Role};
@@ -238,6 +239,34 @@ impl Handle {
         }
     }
 
+    /// How far a consumer group has come, as far as this replica knows. `None` if it knows no such
+    /// group. After a [`Self::barrier`] that is all that was acknowledged before.
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn group_progress(&self, group: GroupId) -> Result<Option<Group>, AskError> {
+        match self.ask(Ask::Group(group), None).await? {
+            Response::Group(known) => Ok(known.map(|known| *known)),
+            other => Err(error_of(other)),
+        }
+    }
+
+    /// Where all consumer groups stand, as far as this replica knows: the next offset to read, if
+    /// that is set.
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn group_positions(&self) -> Result<Vec<(GroupId, Option<u64>)>, AskError> {
+        match self.ask(Ask::Groups, None).await? {
+            Response::Groups(positions) => Ok(positions),
+            other => Err(error_of(other)),
+        }
+    }
+
     async fn ask(
         &self,
         ask: Ask,
@@ -342,6 +371,8 @@ fn error_of(response: Response) -> AskError {
         | Response::Appended { .. }
         | Response::Followed(_)
         | Response::LogStart(_)
-        | Response::Barrier { .. } => AskError::Unknown,
+        | Response::Barrier { .. }
+        | Response::Group(_)
+        | Response::Groups(_) => AskError::Unknown,
     }
 }

@@ -17,7 +17,7 @@
 //! A producer idle for [`PRODUCER_IDLE_MS`] of the log's time is forgotten, and so is the one idle
 //! longest when there are more than [`PRODUCERS_MAX`]. It then has to begin anew with a new id.
 //!
-//! In a checkpoint a producer takes 19 bytes and 20 for each batch, 119 at most.
+//! In a checkpoint a producer takes 19 bytes and 20 for each batch, 179 at most.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,7 @@ use crate::raft::planted::{Bug, planted};
 use crate::storage::{EntryHeader, Kind};
 
 /// Batches remembered of each producer: as many may be under way at once.
-pub const RECENT_BATCHES_MAX: usize = 5;
+pub const RECENT_BATCHES_MAX: usize = 8;
 /// Producers remembered in one partition.
 pub const PRODUCERS_MAX: usize = 4096;
 /// Idle time after which a producer is forgotten: seven days.

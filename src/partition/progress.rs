@@ -37,12 +37,19 @@ pub(super) const GROUP_BYTES_MIN: usize = 27;
 pub struct Position {
     /// Next offset to read.
     pub offset: u64,
-    /// Leader epoch of the last record read; 0 after a reset.
+    /// Leader epoch of the last record read; 0 at the start and after a reset.
     pub leader_epoch: u64,
-    /// Who committed it; nil after a reset.
+    /// Who committed it; nil at the start and after a reset.
     pub member: Uuid,
     /// What the member wants back with it.
     pub metadata: Metadata,
+}
+
+impl Position {
+    /// A position that nobody committed.
+    fn at(offset: u64) -> Self {
+        Self { offset, leader_epoch: 0, member: Uuid::nil(), metadata: Metadata::default() }
+    }
 }
 
 /// One consumer group.
@@ -50,7 +57,7 @@ pub struct Position {
 pub struct Group {
     /// Commits of older generations are refused.
     pub generation: u64,
-    /// `None` until the first commit or reset.
+    /// `None` until the group is fenced or reset for the first time.
     pub position: Option<Position>,
     /// How long it is kept after its last command, in milliseconds; 0 stands for ever.
     pub expire_after_idle_ms: u64,
@@ -98,6 +105,12 @@ impl Progress {
     /// All groups, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&GroupId, &Group)> {
         self.by_id.iter()
+    }
+
+    /// Where each group stands, by id.
+    pub fn positions(&self) -> Vec<(GroupId, Option<u64>)> {
+        let offset = |group: &Group| group.position.as_ref().map(|position| position.offset);
+        self.by_id.iter().map(|(id, group)| (id.clone(), offset(group))).collect()
     }
 
     /// Lowest position of all groups; a group without one counts with `log_start`.
@@ -148,9 +161,7 @@ impl Progress {
         check_end(offset, moment)?;
         let group = self.get_or_new(&reset.group, 0)?;
         let generation = group.generation.checked_add(1).ok_or(Refusal::GenerationExhausted)?;
-        let metadata = Metadata::default();
-        let position = Position { offset, leader_epoch: 0, member: Uuid::nil(), metadata };
-        let group = Group { generation, position: Some(position), ..group };
+        let group = Group { generation, position: Some(Position::at(offset)), ..group };
         self.put(reset.group.clone(), group, moment.now_ms);
         Ok(Reply::OffsetsReset { offset, generation })
     }
@@ -160,13 +171,20 @@ impl Progress {
         Ok(Reply::GroupDeleted { generation: group.generation })
     }
 
+    /// Fences older generations, and says where the group stands: nobody can move that any more
+    /// who was fenced.
     fn fence(&mut self, fence: &FenceGeneration, moment: Moment) -> Result<Reply, Refusal> {
         let FenceGeneration { generation, expire_after_idle_ms, .. } = *fence;
-        let group = self.get_or_new(&fence.group, generation)?;
+        let group = self.get_or_new(&fence.group, 0)?;
         check_generation(&group, generation)?;
-        let group = Group { generation, expire_after_idle_ms, ..group };
+        let previous = group.generation;
+        // Records that were acknowledged from memory may be gone, and the start beyond the end.
+        let start = Position::at(fence.start.min(moment.log_end));
+        let position = group.position.clone().unwrap_or(start);
+        let offset = position.offset;
+        let group = Group { generation, expire_after_idle_ms, position: Some(position), ..group };
         self.put(fence.group.clone(), group, moment.now_ms);
-        Ok(Reply::GenerationFenced { generation })
+        Ok(Reply::GenerationFenced { generation, previous, offset })
     }
 
     fn get_or_new(&self, id: &GroupId, generation: u64) -> Result<Group, Refusal> {

@@ -7,11 +7,12 @@
 
 use bytes::Bytes;
 
-use super::control::{Command, OffsetCommit};
+use super::control::{Command, GroupId, OffsetCommit};
 use super::error::Refusal;
 use super::in_flight::{Admission, InFlight};
 use super::pending::{Pending, Waiter};
 use super::producers::Submission;
+use super::progress;
 use super::reads::{Read, Reads};
 use super::state::{Applied, Effect, Reply, State};
 use crate::raft::planted::{Bug, planted};
@@ -93,10 +94,14 @@ pub enum Ask {
     DeleteRecords(u64),
     /// Say how far the log is committed, surely and by now.
     Barrier,
+    /// Say how far a consumer group has come, as far as this replica has applied the log.
+    Group(GroupId),
+    /// Say where all consumer groups stand, as far as this replica has applied the log.
+    Groups,
 }
 
 /// What the one who asked is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
     /// The batch is stored, now or by an earlier attempt.
     Appended {
@@ -114,6 +119,10 @@ pub enum Response {
         /// First offset that is not committed.
         high_watermark: u64,
     },
+    /// The group, if it is known here.
+    Group(Option<Box<progress::Group>>),
+    /// Where each group stands.
+    Groups(Vec<(GroupId, Option<u64>)>),
     /// Nothing was changed, for this reason.
     Refused(Refusal),
     /// Nothing was changed: ask the leader.
@@ -219,10 +228,10 @@ impl Replica {
                 Err(refused) => return Some(refused),
             },
         };
-        let waiter = Waiter { ticket, term: leading.term, what: promised };
+        let term = leading.term;
         match acks {
-            Acks::Quorum => self.committing.wait(index, waiter),
-            Acks::Leader => self.storing.wait(index, waiter),
+            Acks::Quorum => self.committing.wait(index, Waiter { ticket, term, what: promised }),
+            Acks::Leader => self.storing.wait(index, Waiter { ticket, term, what: promised }),
             Acks::None => return Some(promised),
         }
         None
@@ -377,6 +386,11 @@ impl Machine for Replica {
                 self.command(ticket, Draft::new(Kind::LogStart, payload), group, now)
             }
             Ask::Barrier => self.barrier(ticket, group),
+            Ask::Group(id) => {
+                let known = self.state.progress().get(&id).cloned();
+                Some(Response::Group(known.map(Box::new)))
+            }
+            Ask::Groups => Some(Response::Groups(self.state.progress().positions())),
         };
         answers.extend(answer.map(|answer| (ticket, answer)));
     }

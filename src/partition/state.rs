@@ -127,6 +127,10 @@ pub enum Reply {
     GenerationFenced {
         /// The generation that holds.
         generation: u64,
+        /// The one that held before.
+        previous: u64,
+        /// Next offset to read.
+        offset: u64,
     },
 }
 

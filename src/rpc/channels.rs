@@ -9,8 +9,9 @@ use tonic::transport::{Channel, Endpoint};
 use super::error::Error;
 use super::limits::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX,
-    STREAM_WINDOW_BYTES,
+    PEER_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
+use crate::proto::internal::group_peer_service_client::GroupPeerServiceClient;
 use crate::proto::server::log_service_client::LogServiceClient;
 use crate::types::NodeId;
 
@@ -21,6 +22,10 @@ pub const FORWARD_OFF: &str = "off";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How often a node that answers calls is pinged, and how long it may be silent: a leader that
+/// stands still must not keep those waiting whose calls are passed on to it.
+const CALLS_KEEPALIVE: Duration = Duration::from_secs(1);
+const CALLS_SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Connections to other nodes.
 ///
@@ -40,7 +45,10 @@ impl Channels {
         if let Some((_, channel)) = by_node.get(&node).filter(|(known, _)| known == address) {
             return Ok(channel.clone());
         }
-        let channel = endpoint(address)?.connect_lazy();
+        let endpoint = endpoint(address)?
+            .http2_keep_alive_interval(CALLS_KEEPALIVE)
+            .keep_alive_timeout(CALLS_SILENCE_MAX);
+        let channel = endpoint.connect_lazy();
         by_node.insert(node, (address.to_owned(), channel.clone()));
         Ok(channel)
     }
@@ -76,6 +84,13 @@ pub(super) fn log_client(channel: Channel) -> LogServiceClient<Channel> {
     LogServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// What another node answers about groups.
+pub(super) fn group_client(channel: Channel) -> GroupPeerServiceClient<Channel> {
+    GroupPeerServiceClient::new(channel)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -37,13 +37,13 @@ impl ClusterApi {
         ClusterServiceServer::new(self)
     }
 
-    fn describe(&self) -> api::DescribeClusterResponse {
+    async fn describe(&self) -> Result<api::DescribeClusterResponse, Error> {
+        let state = self.context.caught_up().await?;
         let node = self.context.node();
-        let state = node.state();
         let partitions = || state.topics().flat_map(logs);
         let leaderless = partitions().filter(|(log, _)| node.leader_of(*log).is_none()).count();
         let moving = partitions().filter(|(_, partition)| !partition.target.is_empty()).count();
-        api::DescribeClusterResponse {
+        Ok(api::DescribeClusterResponse {
             cluster_id: node.cluster().0.to_string(),
             metadata_leader: node.metadata_leader().map_or(0, |leader| leader.0),
             answered_by: node.id().0,
@@ -52,7 +52,7 @@ impl ClusterApi {
             partitions: state.partitions() as u32,
             leaderless_partitions: leaderless as u32,
             moving_partitions: moving as u32,
-        }
+        })
     }
 
     fn nodes(&self, state: &State) -> Vec<api::Node> {
@@ -95,6 +95,7 @@ impl ClusterApi {
             let expected = format!("at most {NAMED_PARTITIONS_MAX} names");
             return Err(Error::field("topics", expected));
         }
+        self.context.caught_up().await?;
         let node = self.context.node();
         if request.topics.iter().any(|name| node.state().topic_named(name).is_none()) {
             self.context.refresh().await;
@@ -232,7 +233,7 @@ impl ClusterService for ClusterApi {
         &self,
         _: Request<api::DescribeClusterRequest>,
     ) -> Result<Response<api::DescribeClusterResponse>, Status> {
-        Ok(Response::new(self.describe()))
+        answer(self.describe().await)
     }
 
     async fn get_topology(

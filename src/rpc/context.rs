@@ -1,6 +1,7 @@
 //! The context: what all services of a node share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
@@ -16,6 +17,7 @@ use super::limits::Limits;
 use super::peer::{ProposeError, Proposer};
 use crate::cluster::command::{AllocateProducerIds, Id, Topic, TopicConfig, Verb};
 use crate::cluster::{Given, Node, State};
+use crate::group::Sessions;
 use crate::partition::Handle;
 use crate::types::{LogId, NodeId};
 
@@ -42,6 +44,9 @@ struct Shared {
     cold_reads: Arc<Semaphore>,
     batch_checks: Arc<Semaphore>,
     refilling: Mutex<()>,
+    sessions: Arc<Sessions>,
+    /// The node has followed the metadata up to a present that a majority told.
+    has_caught_up: AtomicBool,
 }
 
 /// A topic that was found, and the state that it was found in.
@@ -105,6 +110,8 @@ impl Context {
             cold_reads: Arc::new(Semaphore::new(limits.cold_reads_max)),
             batch_checks: Arc::new(Semaphore::new(limits.batch_checks_max)),
             refilling: Mutex::default(),
+            sessions: Arc::default(),
+            has_caught_up: AtomicBool::new(false),
             limits,
         }))
     }
@@ -127,6 +134,11 @@ impl Context {
     /// What strangers may cost.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// The members of groups that this node serves.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.0.sessions
     }
 
     /// What there was to count.
@@ -187,6 +199,27 @@ impl Context {
         let _ = self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await;
     }
 
+    /// Follows the metadata up to what is agreed on now. False if that cannot be done in time.
+    pub async fn try_refresh(&self) -> bool {
+        self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await == Ok(true)
+    }
+
+    /// What the cluster has agreed on, no older than from when this node started. Without anybody
+    /// to ask, what the node knows has to do.
+    ///
+    /// # Errors
+    /// [`Error::Starting`].
+    pub async fn caught_up(&self) -> Result<Arc<State>, Error> {
+        if !self.0.has_caught_up.load(Ordering::Relaxed) {
+            match self.0.proposer.refresh(Instant::now() + REFRESH_TIMEOUT).await {
+                Ok(true) => self.0.has_caught_up.store(true, Ordering::Relaxed),
+                Ok(false) => return Err(Error::Starting),
+                Err(_) => {}
+            }
+        }
+        self.registered()
+    }
+
     /// What the cluster has agreed on, once this node has a part in it.
     ///
     /// # Errors
@@ -245,7 +278,7 @@ impl Context {
         match self.find(topic, topic_id) {
             Err(Error::UnknownTopic(_) | Error::UnknownTopicId(_)) => {
                 self.refresh().await;
-                self.find(topic, topic_id)
+                self.find(topic, topic_id).map_err(|error| self.unless_starting(error))
             }
             found => found,
         }
@@ -264,9 +297,18 @@ impl Context {
         match self.find_target(topic, topic_id, partition) {
             Err(error) if may_be_news(&error) => {
                 self.refresh().await;
-                self.find_target(topic, topic_id, partition)
+                let found = self.find_target(topic, topic_id, partition);
+                found.map_err(|error| self.unless_starting(error))
             }
             found => found,
+        }
+    }
+
+    /// A node that knows nothing yet cannot say what there is not.
+    fn unless_starting(&self, error: Error) -> Error {
+        match self.registered() {
+            Err(starting) if may_be_news(&error) => starting,
+            _ => error,
         }
     }
 

@@ -11,7 +11,7 @@ use super::status;
 use crate::proto::server::ErrorReason;
 use crate::telemetry::Metrics;
 
-/// The methods of the log service.
+/// The methods that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     /// One batch.
@@ -26,17 +26,38 @@ pub enum Method {
     ListOffsets,
     /// Making a producer known.
     InitProducer,
+    /// Making a group.
+    CreateGroup,
+    /// Describing a group.
+    DescribeGroup,
+    /// Listing groups.
+    ListGroups,
+    /// Deleting a group.
+    DeleteGroup,
+    /// Committing offsets.
+    CommitOffsets,
+    /// Asking how far a group is.
+    FetchOffsets,
+    /// Moving positions.
+    ResetOffsets,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 13] = [
         Self::Produce,
         Self::ProduceStream,
         Self::Fetch,
         Self::Subscribe,
         Self::ListOffsets,
         Self::InitProducer,
+        Self::CreateGroup,
+        Self::DescribeGroup,
+        Self::ListGroups,
+        Self::DeleteGroup,
+        Self::CommitOffsets,
+        Self::FetchOffsets,
+        Self::ResetOffsets,
     ];
 }
 
@@ -50,6 +71,13 @@ impl Method {
             Self::Subscribe => "LogService/Subscribe",
             Self::ListOffsets => "LogService/ListOffsets",
             Self::InitProducer => "LogService/InitProducer",
+            Self::CreateGroup => "GroupService/CreateGroup",
+            Self::DescribeGroup => "GroupService/DescribeGroup",
+            Self::ListGroups => "GroupService/ListGroups",
+            Self::DeleteGroup => "GroupService/DeleteGroup",
+            Self::CommitOffsets => "GroupService/CommitOffsets",
+            Self::FetchOffsets => "GroupService/FetchOffsets",
+            Self::ResetOffsets => "GroupService/ResetOffsets",
         }
     }
 }
@@ -98,6 +126,14 @@ pub struct Counters {
     pub forwarded: AtomicU64,
     /// Reads that had to wait for a disk.
     pub cold_reads: AtomicU64,
+    /// Offsets of groups that were committed.
+    pub offsets_committed: AtomicU64,
+    /// Offsets of groups whose commit was refused or whose fate is unknown.
+    pub offsets_refused: AtomicU64,
+    /// Records that were gone before a group had read them.
+    pub records_missed: AtomicU64,
+    /// Members that were out because they were silent or away for too long.
+    pub members_expired: AtomicU64,
     /// Connections that were taken.
     pub connections_taken: AtomicU64,
     /// Connections that were refused for their number, in all or of one address.
@@ -125,6 +161,10 @@ impl Counters {
             records_out: AtomicU64::default(),
             forwarded: AtomicU64::default(),
             cold_reads: AtomicU64::default(),
+            offsets_committed: AtomicU64::default(),
+            offsets_refused: AtomicU64::default(),
+            records_missed: AtomicU64::default(),
+            members_expired: AtomicU64::default(),
             connections_taken: AtomicU64::default(),
             connections_refused: AtomicU64::default(),
             connections_silent: AtomicU64::default(),
@@ -150,6 +190,11 @@ impl Counters {
         let mut rejected = self.rejected.lock().expect("nobody panics with the lock");
         *rejected.entry(reason).or_default() += 1;
         status::row(reason).0
+    }
+
+    /// Counts members that are out because they were silent or away for too long.
+    pub fn count_expired(&self, members: u64) {
+        add(&self.members_expired, members);
     }
 
     /// Calls so far, with their codes.

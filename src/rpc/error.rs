@@ -7,7 +7,7 @@ use tonic::{ConnectError, Status};
 use super::status;
 use crate::cluster::Refusal as MetadataRefusal;
 use crate::cluster::placement::TooFewNodes;
-use crate::partition::{AskError, FetchError};
+use crate::partition::{AskError, FetchError, Refusal};
 use crate::proto::server::ErrorReason;
 use crate::types::NodeId;
 use crate::{batch, raft, storage};
@@ -90,6 +90,9 @@ pub enum Error {
     /// The client gives no credit, or does not read what it gave credit for.
     #[error("the client reads too slowly for what it has asked for")]
     SlowConsumer,
+    /// The member of a group does not have the partition.
+    #[error("the member does not have the partition; commit what is assigned to it")]
+    NotOwner,
     /// The peer belongs to another cluster.
     #[error("this node belongs to another cluster, {cluster_id}")]
     ClusterMismatch {
@@ -169,6 +172,7 @@ impl Error {
             | Self::Draining
             | Self::LimitReached { .. }
             | Self::SlowConsumer
+            | Self::NotOwner
             | Self::ClusterMismatch { .. }
             | Self::Precondition(_)
             | Self::Unexpected(_)
@@ -183,6 +187,15 @@ impl Error {
     /// Its reason. `None` if another node or the way there failed without giving one.
     pub fn reason(&self) -> Option<ErrorReason> {
         status::reason(self)
+    }
+
+    /// The generation that the error names: the one that holds in a partition.
+    pub fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Ask(AskError::Refused(Refusal::IllegalGeneration { current })) => Some(*current),
+            Self::Passed(status) => status::generation_of(status),
+            _ => None,
+        }
     }
 
     /// The leader that the error names.

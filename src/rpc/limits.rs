@@ -12,6 +12,8 @@ use super::slow_body::SlowBodyLayer;
 
 /// Longest message of any service, in bytes: what clients of all languages accept by default.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Longest message between nodes, in bytes.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Longest answer that holds more than one batch, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 3_670_016;
 /// Bytes of one stream that may be on their way.

@@ -9,6 +9,7 @@
 //! | context | `context` | what all services share: the node, the ways to others, look-ups |
 //! | call | `call` | until when a call may take, and whether it may be passed on |
 //! | log | `log` | the service that stores and reads records |
+//! | group | `group` | the service of consumer groups |
 //! | topic, cluster | `topic`, `cluster` | the services that administer both |
 //! | peer | `peer` | what nodes say to each other |
 //! | ports | `serve` | which services are served where |
@@ -33,6 +34,7 @@ mod context;
 pub mod convert;
 mod counters;
 mod error;
+mod group;
 pub mod limits;
 mod log;
 pub mod peer;
@@ -47,8 +49,9 @@ pub use self::cluster::ClusterApi;
 pub use self::context::{Context, Found, Route, Target};
 pub use self::counters::{Counters, Method};
 pub use self::error::{Effect, Error};
+pub use self::group::{GroupApi, forget_deleted};
 pub use self::limits::Limits;
 pub use self::log::LogApi;
-pub use self::serve::{serve_clients, serve_introductions, serve_peers};
+pub use self::serve::Ports;
 pub use self::slow_body::SlowBodyLayer;
 pub use self::topic::TopicApi;

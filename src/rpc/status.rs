@@ -22,6 +22,7 @@ use crate::{batch, raft, storage};
 pub const DOMAIN: &str = "quipu.v1";
 
 const NAME_PREFIX: &str = "ERROR_REASON_";
+const GENERATION: &str = "generation";
 const LEADER_NODE: &str = "leader_node";
 const LEADER_ADDRESS: &str = "leader_address";
 
@@ -91,6 +92,12 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
 pub(super) fn leader_of(status: &Status) -> Option<NodeId> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     info.metadata.get(LEADER_NODE)?.parse().ok().map(NodeId)
+}
+
+/// The generation that a status names.
+pub(super) fn generation_of(status: &Status) -> Option<u64> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    info.metadata.get(GENERATION)?.parse().ok()
 }
 
 /// The log start that a status names, of a log that begins after what was asked for.
@@ -200,6 +207,7 @@ fn reason_and_metadata(error: &Error) -> (Reason, Metadata) {
             (Reason::LimitReached, vec![("limit", text(limit)), ("max", text(max))])
         }
         Error::SlowConsumer => (Reason::SlowConsumer, vec![]),
+        Error::NotOwner => (Reason::NotOwner, vec![]),
         Error::ClusterMismatch { cluster_id } => {
             (Reason::ClusterMismatch, vec![("cluster_id", text(cluster_id))])
         }
@@ -283,7 +291,7 @@ fn of_refusal(refusal: &Refusal) -> (Reason, Metadata) {
         // The member was never given the partition, or the group is being deleted.
         Refusal::UnknownGroup => (Reason::NotOwner, vec![]),
         Refusal::IllegalGeneration { current } => {
-            (Reason::IllegalGeneration, vec![("generation", text(current))])
+            (Reason::IllegalGeneration, vec![(GENERATION, text(current))])
         }
         Refusal::OffsetRegressed { committed } => {
             (Reason::OffsetRegressed, vec![("committed", text(committed))])
@@ -343,6 +351,20 @@ fn of_metadata(refusal: &MetadataRefusal) -> (Reason, Metadata) {
         | MetadataRefusal::NodeHasReplicas(_)
         | MetadataRefusal::Stale
         | MetadataRefusal::MovePending => (Reason::Precondition, vec![]),
+        MetadataRefusal::GroupExists(group) => (Reason::GroupExists, vec![("group", text(group))]),
+        MetadataRefusal::UnknownGroup(group) => {
+            (Reason::UnknownGroup, vec![("group", text(group))])
+        }
+        MetadataRefusal::GroupNotEmpty { group, members } => {
+            let metadata = vec![("group", text(group)), ("members", text(members))];
+            (Reason::GroupNotEmpty, metadata)
+        }
+        MetadataRefusal::UnknownMember(member) => {
+            (Reason::UnknownMember, vec![("member_id", text(member))])
+        }
+        MetadataRefusal::FencedInstance(instance) => {
+            (Reason::FencedInstance, vec![("instance", text(instance))])
+        }
         MetadataRefusal::LimitReached(max) => (Reason::LimitReached, vec![("max", text(max))]),
         MetadataRefusal::Invalid(expected) => {
             let metadata = vec![("field", text("request")), ("expected", text(expected))];

@@ -108,7 +108,7 @@ impl TopicApi {
         request: api::ListTopicsRequest,
     ) -> Result<api::ListTopicsResponse, Error> {
         self.context.refresh().await;
-        let state = self.context.node().state();
+        let state = self.context.caught_up().await?;
         let size = match request.page_size {
             0 => PAGE_DEFAULT,
             size => size.min(PAGE_MAX),

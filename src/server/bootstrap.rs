@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use super::ports::Readiness;
 use crate::cluster::command::{Node, RegisterNode, Verb};
 use crate::cluster::{FOUNDING_INCARNATION, Founder, Founding, Identity, Metadata, Refusal};
 use crate::raft::{Membership, create_replica};
@@ -50,6 +51,13 @@ pub enum BootstrapError {
 /// Another node to ask at the beginning.
 pub type Seed = (NodeId, String);
 
+/// What a node needs to become part of a cluster that it has found.
+pub(super) struct Joining<'a> {
+    pub(super) founding: &'a Founding,
+    pub(super) registration: &'a Node,
+    pub(super) seeds: &'a [Seed],
+}
+
 /// Waits until the node behind `door` knows its cluster, founding one if that is its part.
 ///
 /// # Errors
@@ -58,6 +66,7 @@ pub(super) async fn find_cluster(
     door: &Arc<Door>,
     seeds: &[Seed],
     is_joining: bool,
+    readiness: &Readiness,
 ) -> Result<Founding, BootstrapError> {
     let identity = door.identity();
     let mut said = Instant::now();
@@ -80,14 +89,15 @@ pub(super) async fn find_cluster(
         if silent.is_empty() && is_first && !is_joining {
             return found(door, &identity, seeds, &told).await;
         }
+        let reason = match silent.is_empty() {
+            true => "waiting for the seeds to be in a cluster".to_owned(),
+            false => format!("waiting for the seeds {}", silent.join(", ")),
+        };
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
-            if silent.is_empty() {
-                tracing::info!("waiting for the seeds to be in a cluster");
-            } else {
-                tracing::info!(missing = %silent.join(", "), "waiting for seeds");
-            }
+            tracing::info!("{reason}");
         }
+        readiness.wait_for(reason);
         sleep(PAUSE).await;
     }
 }
@@ -153,11 +163,10 @@ async fn found(
 pub(super) async fn take_part(
     door: &Arc<Door>,
     dir: &Arc<DataDir>,
-    founding: &Founding,
-    registration: &Node,
-    seeds: &[Seed],
+    joining: &Joining<'_>,
+    readiness: &Readiness,
 ) -> Result<Identity, BootstrapError> {
-    let identity = door.identity();
+    let (founding, identity) = (joining.founding, door.identity());
     if identity.incarnation != 0 {
         return Ok(identity);
     }
@@ -165,7 +174,7 @@ pub(super) async fn take_part(
     let (members, incarnation) = if is_founder {
         (Some(first_members(founding)), FOUNDING_INCARNATION)
     } else {
-        (None, join(founding, registration, seeds).await?)
+        (None, join(joining, readiness).await?)
     };
     let log = founding.metadata_log();
     let (door, dir) = (door.clone(), dir.clone());
@@ -192,11 +201,8 @@ fn first_members(founding: &Founding) -> Membership {
 }
 
 /// Registers a node that is not among the founders, and returns its incarnation.
-async fn join(
-    founding: &Founding,
-    registration: &Node,
-    seeds: &[Seed],
-) -> Result<u64, BootstrapError> {
+async fn join(joining: &Joining<'_>, readiness: &Readiness) -> Result<u64, BootstrapError> {
+    let Joining { founding, registration, seeds } = *joining;
     let founders = founding.founders.iter().map(|founder| &founder.peer_address);
     let mut addresses: Vec<_> = founders.chain(seeds.iter().map(|seed| &seed.1)).collect();
     addresses.retain(|address| **address != registration.peer_address);
@@ -204,7 +210,7 @@ async fn join(
     let node = registration.clone();
     let verb = Verb::RegisterNode(RegisterNode { node, is_founder: false, replaces: None });
     let started = Instant::now();
-    let mut said: Option<Instant> = None;
+    let mut has_said = false;
     loop {
         for address in &addresses {
             match peer::propose_at(address, founding.cluster_id(), verb.clone()).await {
@@ -214,12 +220,16 @@ async fn join(
                     if !is_waiting || started.elapsed() > PREDECESSOR_PATIENCE {
                         return Err(BootstrapError::Refused(refusal));
                     }
-                    if said.is_none() {
+                    if !has_said {
                         tracing::info!(%refusal, "waiting until the other directory is silent");
-                        said = Some(Instant::now());
+                        has_said = true;
                     }
+                    readiness.wait_for(format!("waiting to be registered: {refusal}"));
                 }
-                Err(error) => tracing::debug!(%address, %error, "cannot join yet"),
+                Err(error) => {
+                    tracing::debug!(%address, %error, "cannot join yet");
+                    readiness.wait_for(format!("waiting to be registered: {error}"));
+                }
             }
         }
         sleep(PAUSE).await;

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::ports::IsReady;
 use crate::cluster::Node;
 use crate::cluster::command::Partition;
 use crate::raft::Role;
@@ -23,7 +23,7 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(3);
 struct Read {
     node: Weak<Node>,
     context: Context,
-    is_ready: watch::Receiver<Result<(), String>>,
+    is_ready: IsReady,
     low_water_bytes: u64,
 }
 
@@ -31,15 +31,16 @@ struct Read {
 pub(super) fn connect(
     metrics: &Metrics,
     context: &Context,
-    is_ready: watch::Receiver<Result<(), String>>,
+    is_ready: IsReady,
     low_water_bytes: u64,
 ) {
     let node = Arc::downgrade(context.node());
     let read = Read { node, context: context.clone(), is_ready, low_water_bytes };
-    let (one, two, three) = (read.clone(), read.clone(), read);
+    let (one, two, three, four) = (read.clone(), read.clone(), read.clone(), read);
     metrics.read_replication(move || one.replication());
     metrics.read_storage(move || two.storage());
     metrics.read_cluster(move || three.cluster());
+    metrics.read_groups(move || four.groups());
 }
 
 impl Read {
@@ -67,6 +68,25 @@ impl Read {
             disk_free_bytes: node.dir().free_bytes().unwrap_or(0),
             disk_low_water_bytes: self.low_water_bytes,
             has_failed: node.dir().check().is_err(),
+        }
+    }
+
+    fn groups(&self) -> telemetry::Groups {
+        let Some(node) = self.node.upgrade() else { return telemetry::Groups::default() };
+        let state = node.state();
+        let groups = || state.groups().iter();
+        let counters = self.context.counters();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let assignments = groups().flat_map(|group| &group.assignments);
+        telemetry::Groups {
+            groups: groups().len() as u64,
+            members: groups().map(|group| group.members.len() as u64).sum(),
+            sessions: self.context.sessions().len() as u64,
+            moving: assignments.filter(|assignment| assignment.is_revoked()).count() as u64,
+            offsets_committed: count(&counters.offsets_committed),
+            offsets_refused: count(&counters.offsets_refused),
+            records_missed: count(&counters.records_missed),
+            members_expired: count(&counters.members_expired),
         }
     }
 

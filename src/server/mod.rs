@@ -3,18 +3,24 @@
 //! | noun | file | what it does |
 //! |---|---|---|
 //! | settings | `settings` | what a server is told |
+//! | ports | `ports` | served from the start to the end |
 //! | bootstrap | `bootstrap` | finds or founds the cluster |
 //! | announce | `announce` | tells the others what this node leads |
 //! | mover | `mover` | replicas and leaders of the partitions that this node leads |
 //! | measure | `measure` | what the metrics are read from |
 //! | controller | `controller` | nodes that come and go, on the metadata's leader |
-//! | upkeep | `upkeep` | replicas as the metadata wants them, retention, registration |
+//! | groups | `groups` | consumer groups: who is out, and who is to have what |
+//! | retain | `retain` | what partitions may give up |
+//! | upkeep | `upkeep` | replicas as the metadata wants them, registration |
 
 mod announce;
 mod bootstrap;
 mod controller;
+mod groups;
 mod measure;
 mod mover;
+mod ports;
+mod retain;
 mod settings;
 mod upkeep;
 
@@ -22,23 +28,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::bootstrap::{BootstrapError, Seed};
 use self::mover::Mover;
+use self::ports::{IsReady, Listeners, Ports, Readiness};
 pub use self::settings::Settings;
 use crate::cluster::{self, Identity, IdentityError, Node, StartError};
 use crate::partition::Room;
 use crate::raft::{HostConfig, OnFatal};
-use crate::rpc::peer::{Door, FindAddress, HostKind, PeerServer, Transport};
-use crate::rpc::{self, Channels, Context};
-use crate::shutdown::Shutdown;
+use crate::rpc::peer::{Door, FindAddress, HostKind, Transport};
+use crate::rpc::{Channels, Context};
 use crate::storage::fs::os::OsFs;
 use crate::storage::{self, DataDir};
-use crate::telemetry::{self, Metrics};
 
 /// How long calls that are under way may go on when a node stops.
 const LAST_CALLS: Duration = Duration::from_secs(2);
@@ -90,11 +94,9 @@ pub struct Server {
     mover: Mover,
     addresses: Addresses,
     drain_timeout: Duration,
-    ready: watch::Receiver<Result<(), String>>,
+    ready: IsReady,
     fatal: watch::Receiver<Option<String>>,
-    stop_ports: watch::Sender<bool>,
-    shutdown: Shutdown,
-    ports: JoinSet<()>,
+    ports: Ports,
     tasks: JoinSet<()>,
 }
 
@@ -108,43 +110,28 @@ impl Server {
     /// [`ServeError`].
     pub async fn start(settings: Settings) -> Result<Self, ServeError> {
         let listeners = Listeners::bind(&settings)?;
+        let addresses = listeners.addresses();
         let (fatal_sender, fatal) = watch::channel(None);
         let opened = Opened::open(&settings).await?;
-        let registration = registration(&settings, &listeners, &opened.door.identity());
-        let first = FirstPort::serve(&listeners, &opened, settings.limits.clone())?;
-        let identity = become_part(&opened, &settings, &registration).await?;
+        let registration = registration(&settings, addresses, &opened.door.identity());
+        let (readiness, ready) = Readiness::starting();
+        let mut ports = Ports::serve(&settings, listeners, &opened, ready.clone()).await?;
+        let identity = become_part(&opened, &settings, &registration, &readiness).await?;
+        readiness.wait_for("the node does not know the cluster's state yet");
         let node = start_node(&settings, &opened, identity, &fatal_sender).await?;
         opened.door.open(node.clone());
-        let metrics = Metrics::new();
-        let counters = Arc::new(rpc::Counters::new(metrics.clone()));
-        let limits = settings.limits.clone();
+        let (limits, counters) = (settings.limits.clone(), ports.counters.clone());
         let context = Context::new(node.clone(), opened.channels.clone(), limits, counters);
-        let (stop_ports, stops) = watch::channel(false);
-        first.stop().await;
-        let addresses = listeners.addresses();
-        let drain_timeout = settings.drain_timeout;
-        let tasks = start_tasks(&settings, &context, registration, &Arc::new(fatal_sender));
-        let (ready, mut tasks) = tasks;
+        let fatal_sender = Arc::new(fatal_sender);
+        let mut tasks = start_tasks(&settings, &context, registration, readiness, &fatal_sender);
         let low_water_bytes = settings.storage.low_water_bytes;
-        measure::connect(&metrics, &context, ready.clone(), low_water_bytes);
-        tasks.spawn(measure::push(metrics.clone(), context.counters().clone()));
-        let http = Http { metrics, ready: ready.clone(), shutdown: Shutdown::new() };
-        let shutdown = http.shutdown.clone();
-        let ports = serve_ports(&settings, listeners, &opened, &context, &stops, http)?;
+        measure::connect(&ports.metrics, &context, ready.clone(), low_water_bytes);
+        tasks.spawn(measure::push(ports.metrics.clone(), context.counters().clone()));
+        ports.open(&context, ready.clone());
         let mover = Mover::new(context.clone());
-        let server = Self {
-            node,
-            context,
-            mover,
-            addresses,
-            drain_timeout,
-            ready,
-            fatal,
-            stop_ports,
-            shutdown,
-            ports,
-            tasks,
-        };
+        let drain_timeout = settings.drain_timeout;
+        let server =
+            Self { node, context, mover, addresses, drain_timeout, ready, fatal, ports, tasks };
         Ok(server)
     }
 
@@ -181,7 +168,7 @@ impl Server {
     /// Stops in order: hands leadership over, lets calls end, closes all logs.
     pub async fn stop(mut self) {
         self.context.drain();
-        self.shutdown.drain();
+        self.ports.drain();
         announce::say_goodbye(&self.context).await;
         let deadline = Instant::now() + self.drain_timeout;
         self.mover.hand_over_all(deadline).await;
@@ -189,12 +176,7 @@ impl Server {
             controller::hand_over(&self.node, &group);
         }
         self.node.start_closing();
-        self.shutdown.stop();
-        self.stop_ports.send_replace(true);
-        let ports = async { while self.ports.join_next().await.is_some() {} };
-        // Streams that do not end by themselves are cut.
-        let _ = tokio::time::timeout(LAST_CALLS, ports).await;
-        self.ports.shutdown().await;
+        self.ports.stop(LAST_CALLS).await;
         self.tasks.shutdown().await;
         let node = self.node;
         let stopped = tokio::task::spawn_blocking(move || node.stop());
@@ -202,40 +184,6 @@ impl Server {
             tracing::error!(%error, "the node did not stop in order");
         }
     }
-}
-
-struct Listeners {
-    clients: std::net::TcpListener,
-    peers: std::net::TcpListener,
-    http: Option<std::net::TcpListener>,
-}
-
-impl Listeners {
-    fn bind(settings: &Settings) -> Result<Self, ServeError> {
-        Ok(Self {
-            clients: bind(settings.listen)?,
-            peers: bind(settings.peer_listen)?,
-            http: settings.http_listen.map(bind).transpose()?,
-        })
-    }
-
-    fn addresses(&self) -> Addresses {
-        let address = |listener: &std::net::TcpListener| listener.local_addr().expect("it listens");
-        Addresses {
-            clients: address(&self.clients),
-            peers: address(&self.peers),
-            http: self.http.as_ref().map(address),
-        }
-    }
-}
-
-fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ServeError> {
-    let listen = || {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    listen().map_err(|source| ServeError::Listen { address, source })
 }
 
 /// What is open before the node is part of a cluster.
@@ -267,10 +215,9 @@ impl Opened {
 /// What the node says of itself to the metadata.
 fn registration(
     settings: &Settings,
-    listeners: &Listeners,
+    addresses: Addresses,
     identity: &Identity,
 ) -> cluster::command::Node {
-    let addresses = listeners.addresses();
     let told = |advertise: &str, address: SocketAddr| match advertise.strip_suffix(":0") {
         Some(host) => format!("{host}:{}", address.port()),
         None => advertise.to_owned(),
@@ -288,40 +235,11 @@ fn registration(
     }
 }
 
-/// The peer port as it is before the node runs: it only says who the node is.
-struct FirstPort {
-    stop: watch::Sender<bool>,
-    port: tokio::task::JoinHandle<()>,
-}
-
-impl FirstPort {
-    fn serve(
-        listeners: &Listeners,
-        opened: &Opened,
-        limits: rpc::Limits,
-    ) -> Result<Self, ServeError> {
-        let address = listeners.addresses().peers;
-        let failed = |source| ServeError::Listen { address, source };
-        let listener = listeners.peers.try_clone().map_err(failed)?;
-        let listener = TcpListener::from_std(listener).map_err(failed)?;
-        let (stop, stops) = watch::channel(false);
-        let peers = PeerServer::introduction(opened.door.clone(), opened.channels.clone());
-        let port = tokio::spawn(rpc::serve_introductions(listener, peers, limits, stops));
-        Ok(Self { stop, port })
-    }
-
-    async fn stop(mut self) {
-        self.stop.send_replace(true);
-        if tokio::time::timeout(LAST_CALLS, &mut self.port).await.is_err() {
-            self.port.abort();
-        }
-    }
-}
-
 async fn become_part(
     opened: &Opened,
     settings: &Settings,
     registration: &cluster::command::Node,
+    readiness: &Readiness,
 ) -> Result<Identity, BootstrapError> {
     let own = (settings.node, registration.peer_address.clone());
     let is_own = |seed: &&Seed| seed.0 == settings.node;
@@ -329,8 +247,10 @@ async fn become_part(
     let is_seed = settings.seeds.is_empty() || settings.seeds.iter().any(|seed| is_own(&seed));
     // What it is told of its own address may have port 0.
     let seeds: Vec<_> = is_seed.then_some(own).into_iter().chain(others).collect();
-    let founding = bootstrap::find_cluster(&opened.door, &seeds, settings.is_joining).await?;
-    bootstrap::take_part(&opened.door, &opened.dir, &founding, registration, &seeds).await
+    let (door, is_joining) = (&opened.door, settings.is_joining);
+    let founding = bootstrap::find_cluster(door, &seeds, is_joining, readiness).await?;
+    let joining = bootstrap::Joining { founding: &founding, registration, seeds: &seeds };
+    bootstrap::take_part(door, &opened.dir, &joining, readiness).await
 }
 
 async fn start_node(
@@ -367,55 +287,13 @@ async fn start_node(
     Ok(Arc::new(started.await.expect("starting a node does not panic")?))
 }
 
-/// What the port for metrics and health serves.
-struct Http {
-    metrics: Arc<Metrics>,
-    ready: watch::Receiver<Result<(), String>>,
-    shutdown: Shutdown,
-}
-
-fn serve_ports(
-    settings: &Settings,
-    listeners: Listeners,
-    opened: &Opened,
-    context: &Context,
-    stops: &watch::Receiver<bool>,
-    http: Http,
-) -> Result<JoinSet<()>, ServeError> {
-    let addresses = listeners.addresses();
-    let tokio_listener = |listener, address| {
-        TcpListener::from_std(listener).map_err(|source| ServeError::Listen { address, source })
-    };
-    let clients = tokio_listener(listeners.clients, addresses.clients)?;
-    let peers = tokio_listener(listeners.peers, addresses.peers)?;
-    let mut ports = JoinSet::new();
-    ports.spawn(rpc::serve_clients(clients, context.clone(), stops.clone()));
-    let door = PeerServer::new(opened.door.clone(), opened.channels.clone());
-    ports.spawn(rpc::serve_peers(peers, door, context.clone(), stops.clone()));
-    if let (Some(listener), Some(address)) = (listeners.http, addresses.http) {
-        let listener = tokio_listener(listener, address)?;
-        let connections_max = settings.http_connections_max;
-        let limits = telemetry::http::Limits { connections_max, ..Default::default() };
-        let Http { metrics, ready, shutdown } = http;
-        ports.spawn(async move {
-            let is_ready = move || ready.borrow().clone();
-            let served = telemetry::http::serve(listener, limits, metrics, is_ready, shutdown);
-            if let Err(error) = served.await {
-                tracing::error!(%error, "the port for metrics failed");
-            }
-        });
-    }
-    Ok(ports)
-}
-
 fn start_tasks(
     settings: &Settings,
     context: &Context,
     registration: cluster::command::Node,
+    readiness: Readiness,
     fatal: &Arc<watch::Sender<Option<String>>>,
-) -> (watch::Receiver<Result<(), String>>, JoinSet<()>) {
-    let starting = Err("the node does not know the cluster's state yet".to_owned());
-    let (is_ready, ready) = watch::channel(starting);
+) -> JoinSet<()> {
     let (found, present) = watch::channel(None);
     let (node, proposer) = (context.node(), context.proposer().clone());
     let mut tasks = Tasks { set: JoinSet::new(), fatal: fatal.clone() };
@@ -425,18 +303,22 @@ fn start_tasks(
     let failing = fatal.clone();
     let fail = move |reason: &str| drop(failing.send_replace(Some(reason.to_owned())));
     let known = present.clone();
-    tasks.spawn(upkeep::reconcile(node.clone(), proposer.clone(), known, is_ready, fail));
+    tasks.spawn(upkeep::reconcile(node.clone(), proposer.clone(), known, readiness, fail));
     let (at, failing) = (node.clone(), fatal.clone());
     tasks.spawn(async move {
         if let Err(refusal) = upkeep::register(at, proposer, registration, present).await {
             failing.send_replace(Some(refusal.to_string()));
         }
     });
-    tasks.spawn(upkeep::retain(node.clone(), settings.retention_every));
+    tasks.spawn(retain::retain(context.clone(), settings.retention_every));
+    tasks.spawn(groups::tell(context.clone()));
+    tasks.spawn(groups::watch_over(context.clone()));
+    tasks.spawn(groups::forget(context.clone()));
+    tasks.spawn(groups::coordinate(context.clone()));
     tasks.spawn(announce::announce(context.clone()));
     tasks.spawn(Mover::new(context.clone()).run());
     tasks.spawn(controller::control(context.clone()));
-    (ready, tasks.set)
+    tasks.set
 }
 
 /// Tasks that a node cannot be without.

@@ -1,16 +1,17 @@
-//! Upkeep: a node's replicas as the metadata wants them, retention, and the node's own entry in the
+//! Upkeep: a node's replicas as the metadata wants them, and the node's own entry in the
 //! metadata.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::ports::Readiness;
 use crate::cluster::command::{self, RegisterNode, ReplaceReplica, Verb, topic_of};
 use crate::cluster::{LostReplica, Node, ReconcileError, Refusal};
 use crate::rpc::peer::{ProposeError, Proposer};
-use crate::storage::{self, Policy};
+use crate::storage;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
@@ -31,12 +32,12 @@ pub(super) async fn find_present(proposer: Proposer, present: watch::Sender<Opti
     }
 }
 
-/// Keeps replicas as the metadata wants them, for ever. Tells `is_ready` once they are.
+/// Keeps replicas as the metadata wants them, for ever. Says so once they are.
 pub(super) async fn reconcile(
     node: Arc<Node>,
     proposer: Proposer,
     mut present: watch::Receiver<Option<u64>>,
-    is_ready: watch::Sender<Result<(), String>>,
+    readiness: Readiness,
     on_fatal: impl Fn(&str),
 ) {
     let mut states = node.watch_state();
@@ -69,7 +70,7 @@ pub(super) async fn reconcile(
         node.leaders()
             .retain(|log| topic_of(log).is_some_and(|(topic, _)| !state.is_deleted(topic)));
         if is_current && state.node(node.id()).is_some() {
-            is_ready.send_if_modified(|ready| std::mem::replace(ready, Ok(())).is_err());
+            readiness.reach();
         }
         let news = async {
             tokio::select! {
@@ -128,27 +129,5 @@ pub(super) async fn register(
             Err(error) => tracing::info!(%error, "the node is not registered yet"),
         }
         sleep(PAUSE).await;
-    }
-}
-
-/// Applies retention to the partitions here, for ever.
-pub(super) async fn retain(node: Arc<Node>, every: Duration) {
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let state = node.state();
-        for handle in node.registry().handles() {
-            let topic = topic_of(handle.group()).and_then(|(topic, _)| state.topic(topic));
-            let Some(config) = topic.map(|topic| topic.config) else { continue };
-            let policy = Policy {
-                age_ms: config.retention_ms,
-                bytes: config.retention_bytes,
-                keep_from_offset: None,
-            };
-            // An overloaded shard is asked again the next time.
-            let _ = node.partition_host().retain(handle.group(), policy);
-            tokio::task::yield_now().await;
-        }
     }
 }

@@ -22,7 +22,8 @@ pub struct Policy {
     pub age_ms: Option<u64>,
     /// Give up the oldest while the log is larger than this many bytes.
     pub bytes: Option<u64>,
-    /// Never give up this offset or a later one: somebody still needs it.
+    /// Do not give up this offset or a later one for its age: somebody still needs it. A log that
+    /// is too large gives it up all the same, or one reader that is gone could fill the disk.
     pub keep_from_offset: Option<u64>,
 }
 
@@ -41,7 +42,7 @@ pub fn choose(segments: &[SegmentFacts], policy: &Policy, now_ms: i64) -> usize 
         });
         let is_over = policy.bytes.is_some_and(|max| bytes > max);
         let is_needed = policy.keep_from_offset.is_some_and(|keep| segment.end_offset > keep);
-        if is_needed || !(is_old || is_over) {
+        if !(is_over || (is_old && !is_needed)) {
             break;
         }
         bytes -= segment.bytes;
@@ -95,9 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_needs_stays_whatever_the_rules_say() {
-        let policy = Policy { bytes: Some(1), keep_from_offset: Some(25), ..Policy::default() };
-        assert_eq!(choose(&segments(), &policy, 0), 2, "offset 25 is in the third");
+    fn what_somebody_needs_stays_however_old_until_the_log_is_too_large() {
+        let keep = Policy { age_ms: Some(0), keep_from_offset: Some(25), ..Policy::default() };
+        assert_eq!(choose(&segments(), &keep, 1_000), 2, "offset 25 is in the third");
+        let bounded = Policy { bytes: Some(199), ..keep };
+        assert_eq!(choose(&segments(), &bounded, 1_000), 4, "the size overrules");
     }
 
     #[test]

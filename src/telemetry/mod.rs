@@ -15,6 +15,6 @@ mod trace_context;
 pub mod tracing;
 
 pub use metrics::{
-    Cluster, Described, Kind, Labeled, Metrics, Replication, Rpc, Storage, TopicMetrics,
+    Cluster, Described, Groups, Kind, Labeled, Metrics, Replication, Rpc, Storage, TopicMetrics,
 };
 pub use trace_context::{BadTraceparent, TraceContext};

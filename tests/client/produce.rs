@@ -287,3 +287,10 @@ async fn records_that_cannot_be_are_refused_at_once() {
     assert!(matches!(producer.send_to(9, &record).await, Err(Error::NotFound(_))));
     assert!(fake.state().seen.is_empty());
 }
+
+#[test]
+fn no_more_batches_are_on_their_way_than_a_server_recognizes() {
+    let remembered = quipu::partition::RECENT_BATCHES_MAX;
+    assert_eq!(quipu::client::BATCHES_IN_FLIGHT_MAX, remembered);
+    assert!(ProducerConfig::new("t").batches_in_flight <= remembered);
+}

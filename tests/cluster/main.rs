@@ -9,6 +9,9 @@ pub fn log() {
 }
 
 mod founding;
+mod groups;
 mod processes;
 mod python;
+mod retention;
+mod starting;
 mod support;

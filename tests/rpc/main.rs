@@ -8,4 +8,5 @@ mod floods;
 mod forward;
 mod records;
 mod streams;
+mod subscribe;
 mod support;

@@ -186,8 +186,12 @@ impl Clients {
             7..8 => commit(ledger, ledger.generation.saturating_sub(1)),
             8..9 => {
                 let generation = ledger.generation + 1;
-                let fence =
-                    FenceGeneration { group: consumers(), generation, expire_after_idle_ms: 0 };
+                let fence = FenceGeneration {
+                    group: consumers(),
+                    generation,
+                    expire_after_idle_ms: 0,
+                    start: 0,
+                };
                 (Task::Fence { generation }, Ask::Command(Command::FenceGeneration(fence)))
             }
             9..11 if self.all[n].producer.is_some() => {

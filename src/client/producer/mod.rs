@@ -30,6 +30,10 @@ use super::{Acks, Client, Error, Failure};
 use crate::batch::{BatchBuilder, Codec, Record};
 use crate::proto::client::ErrorReason;
 
+/// Batches of a partition that can be on their way at once: a server recognizes so many when they
+/// come again. With more of them, one that was stored and not answered could be taken for one out
+/// of order.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 8;
 /// The largest batch that every server takes whose configuration is the default.
 const BATCH_BYTES_MAX: usize = 3_670_016;
 /// Room for one record of the largest size and the batch that it waits behind.
@@ -53,7 +57,8 @@ pub struct ProducerConfig {
     pub batch_bytes: usize,
     /// How long a batch waits for more records. Default: 2 ms.
     pub linger: Duration,
-    /// Batches of a partition that are on their way at once, at least 1. Default: 8.
+    /// Batches of a partition that are on their way at once, 1 to [`BATCHES_IN_FLIGHT_MAX`].
+    /// Default: 8.
     pub batches_in_flight: usize,
     /// Bytes of records that are not yet done with, at least 8 MiB. Default: 32 MiB.
     pub buffer_bytes: usize,
@@ -83,7 +88,7 @@ impl ProducerConfig {
     fn bounded(self) -> Self {
         Self {
             batch_bytes: self.batch_bytes.clamp(1, BATCH_BYTES_MAX),
-            batches_in_flight: self.batches_in_flight.clamp(1, 1000),
+            batches_in_flight: self.batches_in_flight.clamp(1, BATCHES_IN_FLIGHT_MAX),
             buffer_bytes: self.buffer_bytes.clamp(BUFFER_BYTES_MIN, u32::MAX as usize),
             ..self
         }

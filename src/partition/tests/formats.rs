@@ -17,7 +17,12 @@ fn hex(bytes: &[u8]) -> String {
 
 /// One command of each kind.
 fn commands() -> [Command; 5] {
-    let fence = FenceGeneration { group: group("g"), generation: 3, expire_after_idle_ms: 60_000 };
+    let fence = FenceGeneration {
+        group: group("g"),
+        generation: 3,
+        expire_after_idle_ms: 60_000,
+        start: 1,
+    };
     [
         Command::InitProducer(InitProducer { producer_id: 7, take_over: true }),
         commit(3, 2),
@@ -35,7 +40,8 @@ fn sample() -> State {
     replica.store(batch(2, 1));
     replica.command(&commands()[4]).unwrap();
     replica.command(&commit(3, 2)).unwrap();
-    let empty = FenceGeneration { group: group("h"), generation: 1, expire_after_idle_ms: 0 };
+    let empty =
+        FenceGeneration { group: group("h"), generation: 1, expire_after_idle_ms: 0, start: 0 };
     replica.command(&Command::FenceGeneration(empty)).unwrap();
     let effect = replica.append(Kind::LogStart, 1u64.to_le_bytes().to_vec());
     assert_eq!(effect, Effect::LogStart(Ok(1)));
@@ -58,7 +64,8 @@ fn the_format_of_commands_has_not_changed() {
          0608000200000000000000 0708000100000000000000 0801006d",
         "0103 03010067 0608000200000000000000",
         "0104 03010067",
-        "0105 03010067 0408000300000000000000 09080060ea000000000000",
+        "0105 03010067 0408000300000000000000 09080060ea000000000000 \
+         0a08000100000000000000",
     ];
     for (command, golden) in commands().iter().zip(golden) {
         assert_eq!(hex(&command.encode()), golden.replace(' ', ""), "{command:?}");
@@ -72,7 +79,8 @@ fn the_format_of_checkpoints_has_not_changed() {
         0000000000000000 02000000 01000000 0200cdab 0200000000000000 02000000 0167 \
         0300000000000000 60ea000000000000 e803000000000000 01 0200000000000000 \
         0100000000000000 00000000000000000000000000000005 0100 6d 0168 0100000000000000 \
-        0000000000000000 e803000000000000 00 f4262fb0";
+        0000000000000000 e803000000000000 01 0000000000000000 0000000000000000 \
+        00000000000000000000000000000000 0000 e3c01c5a";
     assert_eq!(hex(&sample().checkpoint()), golden.replace(' ', ""));
 }
 

@@ -19,7 +19,8 @@ fn with_group() -> Replica {
 
 fn fence(generation: u64, expire_after_idle_ms: u64) -> Command {
     let group = group("g");
-    Command::FenceGeneration(FenceGeneration { group, generation, expire_after_idle_ms })
+    let start = 5;
+    Command::FenceGeneration(FenceGeneration { group, generation, expire_after_idle_ms, start })
 }
 
 fn reset(offset: u64) -> Command {
@@ -34,7 +35,6 @@ fn position(replica: &Replica) -> Option<u64> {
 #[test]
 fn a_commit_sets_the_position() {
     let mut replica = with_group();
-    assert_eq!(position(&replica), None);
     let committed = Reply::OffsetCommitted { offset: 40, generation: 3 };
     assert_eq!(replica.command(&commit(3, 40)), Ok(committed));
     let group = replica.state.progress().get(&group("g")).unwrap();
@@ -48,8 +48,27 @@ fn a_commit_of_an_older_generation_is_refused() {
     let mut replica = with_group();
     let illegal = Err(Refusal::IllegalGeneration { current: 3 });
     assert_eq!(replica.command(&commit(2, 40)), illegal);
-    assert_eq!(position(&replica), None);
+    assert_eq!(position(&replica), Some(5));
     assert_eq!(replica.command(&fence(2, 0)), illegal);
+}
+
+#[test]
+fn a_fence_says_where_the_group_stands_and_who_was_fenced() {
+    let mut replica = with_records();
+    let fenced =
+        |generation, previous, offset| Ok(Reply::GenerationFenced { generation, previous, offset });
+    assert_eq!(replica.command(&fence(3, 0)), fenced(3, 0, 5), "it starts where it is told");
+    replica.command(&commit(3, 40)).unwrap();
+    assert_eq!(replica.command(&fence(4, 0)), fenced(4, 3, 40), "and goes on where it was");
+    replica.command(&reset(10)).unwrap();
+    assert_eq!(replica.command(&fence(6, 0)), fenced(6, 5, 10), "a reset fences, too");
+}
+
+#[test]
+fn a_group_never_starts_beyond_the_end() {
+    let mut replica = Replica::new();
+    let fenced = Reply::GenerationFenced { generation: 1, previous: 0, offset: 0 };
+    assert_eq!(replica.command(&fence(1, 0)), Ok(fenced));
 }
 
 #[test]
@@ -119,7 +138,7 @@ fn a_late_commit_does_not_bring_a_deleted_group_back() {
     assert_eq!(replica.command(&commit(3, 41)), Err(Refusal::UnknownGroup));
     assert_eq!(replica.command(&delete), Err(Refusal::UnknownGroup));
     replica.command(&fence(1, 0)).unwrap();
-    assert_eq!(position(&replica), None, "a new group has no old position");
+    assert_eq!(position(&replica), Some(5), "a new group has no old position");
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub(super) fn command() -> impl Strategy<Value = Command> {
         group,
         generation,
         expire_after_idle_ms,
+        start: generation,
     });
     let reset = (id.clone(), 0..12u64).prop_map(|(group, offset)| ResetOffsets { group, offset });
     prop_oneof![

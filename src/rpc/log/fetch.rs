@@ -175,7 +175,7 @@ async fn wait_for_more(handle: &Handle, offset: u64) {
 }
 
 /// Reads from memory, or else where waiting for a disk is allowed.
-pub(super) async fn read(
+pub(in crate::rpc) async fn read(
     context: &Context,
     handle: &Handle,
     offset: u64,

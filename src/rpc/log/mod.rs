@@ -5,19 +5,20 @@
 //! | Produce | `produce` |
 //! | ProduceStream | `pipeline`, `lane`, `link` |
 //! | Fetch | `fetch` |
-//! | Subscribe | `subscribe` |
+//! | Subscribe | `subscribe`, `feed` |
 //! | ListOffsets | `offsets` |
 //! | InitProducer | `producer` |
 
 mod check;
+pub(super) mod feed;
 mod fetch;
 mod lane;
 mod link;
-mod offsets;
+pub(super) mod offsets;
 mod pipeline;
 mod produce;
 mod producer;
-mod subscribe;
+pub(super) mod subscribe;
 
 use std::pin::Pin;
 
@@ -27,6 +28,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub(super) use self::fetch::read;
 use self::pipeline::Pipeline;
 use super::call::{Call, may_forward};
 use super::context::Context;

@@ -1,9 +1,12 @@
 //! ListOffsets: looking up offsets, surely and by now.
 //!
 //! Only a leader that a majority has confirmed after the question knows how far a partition is.
+//! Where it begins, other replicas know well enough for a reader.
+
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::super::call::{Call, Pauses};
 use super::super::channels::log_client;
@@ -12,15 +15,18 @@ use super::super::convert::{self, Place};
 use super::super::counters::add;
 use super::super::error::{Effect, Error};
 use super::super::limits::NAMED_PARTITIONS_MAX;
+use super::fetch;
 use crate::partition::{AskError, FetchError, Handle};
 use crate::proto::server::{
-    ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, StartPosition,
+    FetchRequest, ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, StartPosition,
 };
 use crate::storage::{self, Access};
 use crate::types::NodeId;
 
 /// Partitions that are looked into at the same time.
 const AT_ONCE_MAX: usize = 32;
+/// How long a leader is looked for where any replica can answer.
+const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Answers one request.
 pub(super) async fn list_offsets(
@@ -50,7 +56,7 @@ pub(super) async fn list_offsets(
 }
 
 /// Looks up a place in each of some partitions of a topic, in their order.
-pub(super) async fn look_up(
+pub(in crate::rpc) async fn look_up(
     context: &Context,
     topic: &str,
     wanted: Vec<(Place, Target)>,
@@ -58,6 +64,66 @@ pub(super) async fn look_up(
 ) -> Result<Vec<PartitionOffset>, Error> {
     let one = |(place, target)| look_up_one(context, topic, target, place, call);
     stream::iter(wanted.into_iter().map(one)).buffered(AT_ONCE_MAX).try_collect().await
+}
+
+/// The same for whoever is going to read: where a partition begins, any replica can say when its
+/// leader does not soon.
+pub(super) async fn look_up_for_reading(
+    context: &Context,
+    topic: &str,
+    wanted: Vec<(Place, Target)>,
+    call: Call,
+) -> Result<Vec<PartitionOffset>, Error> {
+    let one = async |(place, target)| {
+        if place != Place::Earliest {
+            return look_up_one(context, topic, target, place, call).await;
+        }
+        let patience = Instant::now() + LEADER_PATIENCE;
+        let of_leader = Call { deadline: call.deadline.min(patience), ..call };
+        match look_up_one(context, topic, target, place, of_leader).await {
+            Err(error) if error.effect() != Effect::Final => {
+                earliest_at_hand(context, topic, target, call).await.map_err(|_| error)
+            }
+            sure => sure,
+        }
+    };
+    stream::iter(wanted.into_iter().map(one)).buffered(AT_ONCE_MAX).try_collect().await
+}
+
+/// Where a partition begins as the replica at hand knows it, which may be behind.
+async fn earliest_at_hand(
+    context: &Context,
+    topic: &str,
+    target: Target,
+    call: Call,
+) -> Result<PartitionOffset, Error> {
+    let mut fetch = FetchRequest {
+        topic: topic.to_owned(),
+        topic_id: target.topic_id.to_string(),
+        partition: target.partition,
+        max_bytes: 1,
+        ..FetchRequest::default()
+    };
+    loop {
+        let found = match fetch::fetch(context, fetch.clone(), call).await {
+            Ok(found) => found,
+            Err(error) => match error.log_start().filter(|start| *start > fetch.offset) {
+                Some(log_start) => {
+                    fetch.offset = log_start;
+                    continue;
+                }
+                None => return Err(error),
+            },
+        };
+        let log_start_offset = found.log_start_offset.max(fetch.offset);
+        return Ok(PartitionOffset {
+            partition: target.partition,
+            offset: log_start_offset,
+            log_start_offset,
+            high_watermark: found.high_watermark,
+            leader_epoch: 0,
+        });
+    }
 }
 
 async fn look_up_one(

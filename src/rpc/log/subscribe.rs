@@ -1,78 +1,48 @@
 //! Subscribe: record batches of one topic's partitions, as they come.
 //!
-//! One task for each subscription reads in turn from the partitions that have something, as much as
-//! the client has given credit for, from the replica at hand or through another node. Between it
-//! and the connection stand at most two messages.
+//! One task for each subscription passes on what its feed reads. Between it and the connection
+//! stand at most two messages.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
 use super::super::call::Call;
 use super::super::context::{Context, Target};
-use super::super::convert::{self, Place, encoded_bytes};
-use super::super::error::{Effect, Error};
+use super::super::convert::{self, Place};
+use super::super::error::Error;
 use super::super::limits::NAMED_PARTITIONS_MAX;
-use super::fetch;
-use super::offsets::look_up;
+use super::feed::{Feed, Position, Turn};
+use super::offsets::look_up_for_reading;
 use crate::proto::server::subscribe_request::Message as Told;
 use crate::proto::server::subscribe_response::Message as Tell;
 use crate::proto::server::{
-    FetchRequest, FetchResponse, PartitionPosition, SubscribeData, SubscribeGap,
-    SubscribePositions, SubscribeRequest, SubscribeResponse, SubscribeStart, SubscribeStarted,
+    PartitionOffset, PartitionPosition, SubscribeData, SubscribeGap, SubscribePositions,
+    SubscribeRequest, SubscribeResponse, SubscribeStart, SubscribeStarted,
 };
 
 /// Messages that wait for the connection.
 pub(super) const MESSAGES_MAX: usize = 2;
-/// Bytes of a data message, roughly.
-const MESSAGE_BYTES: u32 = 1 << 20;
-const CREDIT_BYTES_MIN: u32 = 64 << 10;
-const CREDIT_BYTES_MAX: u32 = 64 << 20;
+/// Bytes that a client may let the server send: at first, at least, and in all, at most.
+pub(in crate::rpc) const CREDIT_BYTES_MIN: u32 = 64 << 10;
+pub(in crate::rpc) const CREDIT_BYTES_MAX: u32 = 64 << 20;
 /// How long the first message may take.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::rpc) const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which the server says where it is.
 const SPEAK_EVERY: Duration = Duration::from_secs(5);
 /// Silence after which a client counts as gone.
 const SILENT_MAX: Duration = Duration::from_secs(30);
-/// How long another node is asked to wait for records at a time.
-const REMOTE_WAIT: Duration = Duration::from_secs(5);
-/// How long a partition rests that cannot be read at the moment.
-const REST: Duration = Duration::from_millis(100);
-/// How long a partition may be unreadable before the subscription ends.
-const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A partition of a subscription.
-#[derive(Debug)]
-struct Part {
-    target: Target,
-    position: PartitionPosition,
-    is_idle: bool,
-    /// Since when it cannot be read.
-    failing_since: Option<Instant>,
-}
-
-/// A partition, by its place, has something to read, maybe.
-type Waiting = Pin<Box<dyn Future<Output = usize> + Send>>;
-
-/// A subscription that runs.
+/// A subscription that runs. Its feed has each partition under its number.
 struct Subscription {
     context: Context,
-    topic: String,
-    may_forward: bool,
     requests: Streaming<SubscribeRequest>,
     answers: mpsc::Sender<Result<SubscribeResponse, Status>>,
-    parts: Vec<Part>,
-    /// Bytes that may be sent. Below zero after a batch that was larger than what was left.
-    credit: i64,
+    feed: Feed,
     heard: Instant,
     spoke: Instant,
-    waiting: FuturesUnordered<Waiting>,
-    next: usize,
 }
 
 /// Serves a subscription until one side ends it.
@@ -84,21 +54,11 @@ pub(super) async fn subscribe(
 ) {
     let begun = begin(&context, &mut requests, may_forward).await;
     let outcome = match begun {
-        Ok(Some((topic, credit, parts, started))) => {
+        Ok(Some((feed, started))) => {
             let now = Instant::now();
-            let mut subscription = Subscription {
-                context: context.clone(),
-                topic,
-                may_forward,
-                requests,
-                answers: answers.clone(),
-                parts,
-                credit,
-                heard: now,
-                spoke: now,
-                waiting: FuturesUnordered::new(),
-                next: 0,
-            };
+            let (context, answers) = (context.clone(), answers.clone());
+            let mut subscription =
+                Subscription { context, requests, answers, feed, heard: now, spoke: now };
             match subscription.tell(Tell::Started(started)).await {
                 Some(()) => subscription.run().await,
                 None => Ok(()),
@@ -113,14 +73,12 @@ pub(super) async fn subscribe(
     }
 }
 
-type Begun = (String, i64, Vec<Part>, SubscribeStarted);
-
 /// Waits for the first message and looks up where to begin. `None` if the client has gone.
 async fn begin(
     context: &Context,
     requests: &mut Streaming<SubscribeRequest>,
     may_forward: bool,
-) -> Result<Option<Begun>, Error> {
+) -> Result<Option<(Feed, SubscribeStarted)>, Error> {
     let expected = || Error::field("message", "a start, within 5 s of the stream's beginning");
     let first = timeout(START_TIMEOUT, requests.message()).await.map_err(|_| expected())?;
     let start = match first {
@@ -136,26 +94,27 @@ async fn begin(
     let wanted = wanted(context, &start).await?;
     let call = Call::within_stream(may_forward);
     let targets: Vec<_> = wanted.iter().map(|(_, target)| *target).collect();
-    let found = look_up(context, &start.topic, wanted, call).await?;
-    let positions: Vec<_> = found
-        .into_iter()
-        .map(|found| PartitionPosition {
-            partition: found.partition,
-            next_offset: found.offset,
-            high_watermark: found.high_watermark,
-            log_start_offset: found.log_start_offset,
-        })
-        .collect();
+    let found = look_up_for_reading(context, &start.topic, wanted, call).await?;
+    let mut feed = Feed::new(context.clone(), may_forward, start.credit_bytes.into());
+    for (target, found) in targets.iter().zip(&found) {
+        feed.add(target.partition.into(), start.topic.clone(), *target, position(found));
+    }
     let topic_id = targets.first().map(|target| target.topic_id.to_string()).unwrap_or_default();
-    let part = |(target, position): (Target, &PartitionPosition)| Part {
-        target,
-        position: *position,
-        is_idle: false,
-        failing_since: None,
-    };
-    let parts = targets.into_iter().zip(&positions).map(part).collect();
-    let started = SubscribeStarted { topic_id, positions };
-    Ok(Some((start.topic, i64::from(start.credit_bytes), parts, started)))
+    let positions = found.iter().map(|found| told(found.partition, position(found))).collect();
+    Ok(Some((feed, SubscribeStarted { topic_id, positions })))
+}
+
+fn position(found: &PartitionOffset) -> Position {
+    Position {
+        next_offset: found.offset,
+        high_watermark: found.high_watermark,
+        log_start_offset: found.log_start_offset,
+    }
+}
+
+fn told(partition: u32, position: Position) -> PartitionPosition {
+    let Position { next_offset, high_watermark, log_start_offset } = position;
+    PartitionPosition { partition, next_offset, high_watermark, log_start_offset }
 }
 
 /// The partitions that a subscription is of, each with the place to begin at.
@@ -187,54 +146,34 @@ async fn wanted(context: &Context, start: &SubscribeStart) -> Result<Vec<(Place,
 impl Subscription {
     async fn run(&mut self) -> Result<(), Error> {
         loop {
-            let Some(place) = self.next_ready() else {
-                if !self.wait().await? {
-                    return Ok(());
-                }
-                continue;
+            let (silent, speak) = (self.heard + SILENT_MAX, self.spoke + SPEAK_EVERY);
+            let is_on = tokio::select! {
+                // What the client says comes first: it may be that it leaves.
+                biased;
+                message = self.requests.message() => self.hear(message)?,
+                (key, turn) = self.feed.next() => self.pass_on(key as u32, turn).await?,
+                () = sleep_until(silent) => return Err(Error::SlowConsumer),
+                () = sleep_until(speak) => self.speak().await,
+                () = self.context.draining() => return Err(Error::Draining),
             };
-            if self.read(place).await?.is_none() {
-                return Ok(());
-            }
-            if !self.listen()? {
+            if !is_on {
                 return Ok(());
             }
         }
     }
 
-    /// The next partition in turn that may be read, if there is credit.
-    fn next_ready(&mut self) -> Option<usize> {
-        let count = self.parts.len();
-        if self.credit <= 0 {
-            return None;
-        }
-        let turn = (self.next..self.next + count).map(|n| n % count);
-        let found = turn.into_iter().find(|n| !self.parts[*n].is_idle)?;
-        self.next = (found + 1) % count;
-        Some(found)
-    }
-
-    /// Takes what the client has said meanwhile, without waiting. False if it has gone.
-    fn listen(&mut self) -> Result<bool, Error> {
-        while let Some(message) = futures_util::FutureExt::now_or_never(self.requests.message()) {
-            if !self.hear(message)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
+    /// Takes what the client has said. False if it has gone.
     fn hear(&mut self, message: Result<Option<SubscribeRequest>, Status>) -> Result<bool, Error> {
         let Some(request) = message? else { return Ok(false) };
         self.heard = Instant::now();
         match request.message {
             Some(Told::Credit(credit)) => {
-                let more = self.credit.saturating_add(i64::from(credit.bytes));
-                if more > i64::from(CREDIT_BYTES_MAX) {
+                if self.feed.credit().saturating_add(credit.bytes.into()) > CREDIT_BYTES_MAX.into()
+                {
                     let expected = format!("at most {CREDIT_BYTES_MAX} that are not used");
                     return Err(Error::field("credit", expected));
                 }
-                self.credit = more;
+                self.feed.give(credit.bytes);
             }
             Some(Told::Heartbeat(_)) | None => {}
             Some(Told::Start(_)) => return Err(Error::field("start", "said once, at first")),
@@ -242,120 +181,29 @@ impl Subscription {
         Ok(true)
     }
 
-    /// Waits until there may be something to do. False if the client has gone.
-    async fn wait(&mut self) -> Result<bool, Error> {
-        let (silent, speak) = (self.heard + SILENT_MAX, self.spoke + SPEAK_EVERY);
-        tokio::select! {
-            message = self.requests.message() => return self.hear(message),
-            Some(place) = self.waiting.next() => self.parts[place].is_idle = false,
-            () = sleep_until(silent) => return Err(Error::SlowConsumer),
-            () = sleep_until(speak) => {
-                let positions = self.parts.iter().map(|part| part.position).collect();
-                let said = self.tell(Tell::Positions(SubscribePositions { positions })).await;
-                return Ok(said.is_some());
+    /// Says where the subscription is. False if the client has gone.
+    async fn speak(&mut self) -> bool {
+        let positions = self.feed.positions();
+        let positions = positions.map(|(key, position)| told(key as u32, position)).collect();
+        self.tell(Tell::Positions(SubscribePositions { positions })).await.is_some()
+    }
+
+    /// Passes on what a partition's turn came to. False if the client has gone.
+    async fn pass_on(&mut self, partition: u32, turn: Turn) -> Result<bool, Error> {
+        let message = match turn {
+            Turn::Data { batches, position, cost_bytes } => Tell::Data(SubscribeData {
+                partition,
+                batches,
+                next_offset: position.next_offset,
+                high_watermark: position.high_watermark,
+                cost_bytes,
+            }),
+            Turn::Gap { from_offset, to_offset } => {
+                Tell::Gap(SubscribeGap { partition, from_offset, to_offset })
             }
-            () = self.context.draining() => return Err(Error::Draining),
-        }
-        Ok(true)
-    }
-
-    /// Reads from a partition and sends what there is. `None` if the client has gone.
-    async fn read(&mut self, place: usize) -> Result<Option<()>, Error> {
-        let bytes = u32::try_from(self.credit).unwrap_or(u32::MAX).min(MESSAGE_BYTES);
-        let part = &self.parts[place];
-        let call = Call::within_stream(self.may_forward);
-        let request = self.request(part, bytes, Duration::ZERO);
-        match fetch::fetch(&self.context, request, call).await {
-            Ok(response) => self.deliver(place, response).await,
-            Err(error) => self.stumble(place, error).await,
-        }
-    }
-
-    fn request(&self, part: &Part, max_bytes: u32, wait: Duration) -> FetchRequest {
-        FetchRequest {
-            topic: self.topic.clone(),
-            topic_id: part.target.topic_id.to_string(),
-            partition: part.target.partition,
-            offset: part.position.next_offset,
-            max_bytes,
-            max_wait_ms: wait.as_millis() as u32,
-            from_leader: false,
-        }
-    }
-
-    async fn deliver(&mut self, place: usize, found: FetchResponse) -> Result<Option<()>, Error> {
-        let part = &mut self.parts[place];
-        part.failing_since = None;
-        let position = &mut part.position;
-        position.high_watermark = position.high_watermark.max(found.high_watermark);
-        position.log_start_offset = found.log_start_offset;
-        if found.batches.is_empty() {
-            part.is_idle = true;
-            self.wait_for_more(place);
-            return Ok(Some(()));
-        }
-        position.next_offset = found.next_offset;
-        let bytes: usize = found.batches.iter().map(encoded_bytes).sum();
-        let cost_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let data = SubscribeData {
-            partition: position.partition,
-            batches: found.batches,
-            next_offset: found.next_offset,
-            high_watermark: position.high_watermark,
-            cost_bytes,
+            Turn::Failed(error) => return Err(error),
         };
-        self.credit -= i64::from(cost_bytes);
-        Ok(self.tell(Tell::Data(data)).await)
-    }
-
-    /// Follows a partition that retention has moved on, and bears with one that cannot be read.
-    async fn stumble(&mut self, place: usize, error: Error) -> Result<Option<()>, Error> {
-        let part = &mut self.parts[place];
-        let from_offset = part.position.next_offset;
-        if let Some(to_offset) = error.log_start().filter(|start| *start > from_offset) {
-            part.position.next_offset = to_offset;
-            part.position.log_start_offset = to_offset;
-            let partition = part.position.partition;
-            let gap = SubscribeGap { partition, from_offset, to_offset };
-            return Ok(self.tell(Tell::Gap(gap)).await);
-        }
-        let is_passing = error.effect() != Effect::Final;
-        let since = *part.failing_since.get_or_insert_with(Instant::now);
-        if !is_passing || since.elapsed() > PATIENCE {
-            return Err(error);
-        }
-        part.is_idle = true;
-        self.waiting.push(Box::pin(async move {
-            sleep(REST).await;
-            place
-        }));
-        Ok(Some(()))
-    }
-
-    /// Has the partition looked at again when there is more in it.
-    fn wait_for_more(&mut self, place: usize) {
-        let part = &self.parts[place];
-        let offset = part.position.next_offset;
-        if let Some(handle) = self.context.node().replica(part.target.log) {
-            self.waiting.push(Box::pin(async move {
-                if handle.wait_beyond(offset).await <= offset {
-                    // The replica has stopped.
-                    sleep(REST).await;
-                }
-                place
-            }));
-            return;
-        }
-        let (context, may_forward) = (self.context.clone(), self.may_forward);
-        let request = self.request(part, 1, REMOTE_WAIT);
-        self.waiting.push(Box::pin(async move {
-            let call = Call::within_stream(may_forward);
-            // What it says is asked again, with the bytes that there is credit for.
-            if fetch::fetch(&context, request, call).await.is_err() {
-                sleep(REST).await;
-            }
-            place
-        }));
+        Ok(self.tell(message).await.is_some())
     }
 
     /// Says something to the client. `None` if it has gone, or does not read what it asked for.

@@ -64,16 +64,16 @@ impl Proposer {
         Ok(proposed)
     }
 
-    /// Waits until this node has followed everything that was agreed on before the call.
+    /// Waits until this node has followed everything that was agreed on before the call. False if
+    /// it has not by the deadline.
     ///
     /// Cancel safe: it changes nothing.
     ///
     /// # Errors
     /// [`ProposeError::NoLeader`].
-    pub async fn refresh(&self, deadline: Instant) -> Result<(), ProposeError> {
+    pub async fn refresh(&self, deadline: Instant) -> Result<bool, ProposeError> {
         let proposed = self.until_led(deadline, None).await?;
-        self.catch_up(proposed.index, deadline).await;
-        Ok(())
+        Ok(self.catch_up(proposed.index, deadline).await)
     }
 
     /// Finds out up to which entry the metadata is committed.
@@ -86,9 +86,9 @@ impl Proposer {
         Ok(self.until_led(deadline, None).await?.index)
     }
 
-    async fn catch_up(&self, index: u64, deadline: Instant) {
+    async fn catch_up(&self, index: u64, deadline: Instant) -> bool {
         // A node that is slow to follow is asked again by whoever cares.
-        let _ = timeout_at(deadline, self.node.wait_for_state(index)).await;
+        timeout_at(deadline, self.node.wait_for_state(index)).await.is_ok()
     }
 
     pub(super) async fn until_led(

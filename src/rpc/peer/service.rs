@@ -34,24 +34,17 @@ const HOPS_MAX: u32 = 3;
 pub struct PeerServer {
     door: Arc<Door>,
     channels: Arc<Channels>,
-    /// It only says who the node is: its port is about to be served anew.
-    is_introduction: bool,
 }
 
 impl PeerServer {
-    /// Answers for the node behind `door`.
+    /// Answers for the node behind `door`. Until that runs, it only says who it is.
     pub fn new(door: Arc<Door>, channels: Arc<Channels>) -> Self {
-        Self { door, channels, is_introduction: false }
-    }
-
-    /// Answers for a node that has yet to find its cluster.
-    pub fn introduction(door: Arc<Door>, channels: Arc<Channels>) -> Self {
-        Self { is_introduction: true, ..Self::new(door, channels) }
+        Self { door, channels }
     }
 
     /// The node, if it runs and the caller means its cluster.
     fn node(&self, cluster: &[u8]) -> Result<Arc<Node>, Status> {
-        let node = self.door.node().filter(|_| !self.is_introduction).cloned();
+        let node = self.door.node().cloned();
         let node = node.ok_or_else(|| Status::unavailable("the node is starting"))?;
         if cluster != node.cluster().0.as_bytes() {
             return Err(Status::failed_precondition(format!(

@@ -42,6 +42,7 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         Code::DataLoss => "DATA_LOSS",
+        Code::Aborted => "ABORTED",
         Code::Internal => "INTERNAL",
         other => panic!("no reason has the code {other:?}"),
     }
@@ -50,7 +51,7 @@ fn code_name(code: Code) -> &'static str {
 #[test]
 fn each_reason_has_the_code_that_the_contract_says() {
     let contract = contract();
-    assert_eq!(contract.len(), 34, "a reason of the contract was passed over");
+    assert_eq!(contract.len(), 42, "a reason of the contract was passed over");
     for (reason, code) in contract {
         assert_eq!(code_name(row(reason).0), code, "{}", name(reason));
     }
@@ -80,6 +81,12 @@ fn all_errors() -> Vec<Error> {
         Error::Precondition("p".into()),
         Error::Unexpected("u"),
         MetadataRefusal::TopicExists("t".into()).into(),
+        MetadataRefusal::GroupExists("g".into()).into(),
+        MetadataRefusal::UnknownGroup("g".into()).into(),
+        MetadataRefusal::GroupNotEmpty { group: "g".into(), members: 2 }.into(),
+        MetadataRefusal::UnknownMember("m".into()).into(),
+        MetadataRefusal::FencedInstance("i".into()).into(),
+        Error::NotOwner,
         TooFewNodes { replicas: 3, nodes: 1 }.into(),
         storage::Error::Corrupt(damage).into(),
         storage::Error::NoSpace { path: path(), free: 1, wanted: 2 }.into(),
@@ -122,6 +129,8 @@ fn refusals() -> impl Iterator<Item = Refusal> {
         Refusal::SequenceReused { base_sequence: 1, base_offset: 2 },
         Refusal::ReservedProducerId,
         Refusal::TooManyGroups { max: 3 },
+        Refusal::IllegalGeneration { current: 3 },
+        Refusal::OffsetRegressed { committed: 3 },
         Refusal::Undecodable(CommandError::UnknownCommand { found: 99 }),
     ]
     .into_iter()

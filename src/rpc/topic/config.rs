@@ -21,7 +21,7 @@ struct Key {
     show: fn(&TopicConfig) -> String,
 }
 
-const KEYS: [Key; 5] = [
+const KEYS: [Key; 6] = [
     Key {
         name: "durability",
         expected: "fsync or memory",
@@ -30,6 +30,15 @@ const KEYS: [Key; 5] = [
             matches!(value, "fsync" | "memory")
         },
         show: |config| if config.is_memory { "memory" } else { "fsync" }.to_owned(),
+    },
+    Key {
+        name: "retention",
+        expected: "time or consumed",
+        set: |config, value| {
+            config.is_kept_until_consumed = value == "consumed";
+            matches!(value, "time" | "consumed")
+        },
+        show: |config| if config.is_kept_until_consumed { "consumed" } else { "time" }.to_owned(),
     },
     Key {
         name: "retention_ms",
@@ -146,6 +155,7 @@ mod tests {
     fn unknown_keys_and_bad_values_are_refused() {
         let bad = [
             ("retention", "1"),
+            ("retentions", "1"),
             ("retention_ms", "0"),
             ("retention_ms", "-1"),
             ("retention_bytes", "much"),

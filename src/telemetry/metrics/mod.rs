@@ -29,8 +29,8 @@ use self::catalog::Registrar;
 pub use self::catalog::{Described, Kind, Labeled};
 use self::pulled::Source;
 pub use self::rpc::Rpc;
-use self::samples::{CLUSTER, PROCESS, REPLICATION, STORAGE};
-pub use self::samples::{Cluster, Replication, Storage};
+use self::samples::{CLUSTER, GROUPS, PROCESS, REPLICATION, STORAGE};
+pub use self::samples::{Cluster, Groups, Replication, Storage};
 use super::process::Process;
 
 /// The media type of what [`Metrics::text`] returns.
@@ -46,6 +46,7 @@ pub struct Metrics {
     replication: Source<Replication>,
     storage: Source<Storage>,
     cluster: Source<Cluster>,
+    groups: Source<Groups>,
     /// Calls and connections of clients.
     pub rpc: Rpc,
     /// Times that a subscription had data but no credit.
@@ -91,11 +92,13 @@ impl Metrics {
         let replication = Source::register(&mut r, REPLICATION);
         let storage = Source::register(&mut r, STORAGE);
         let cluster = Source::register(&mut r, CLUSTER);
+        let groups = Source::register(&mut r, GROUPS);
         let bytes = || Some(Unit::Bytes);
         Arc::new(Self {
             replication,
             storage,
             cluster,
+            groups,
             rpc: Rpc::register(&mut r),
             subscribe_credit_stalls: r.one(
                 "subscribe_credit_stalls",
@@ -167,6 +170,11 @@ impl Metrics {
     /// Says where numbers on the cluster are read, like [`Self::read_replication`].
     pub fn read_cluster(&self, read: impl Fn() -> Cluster + Send + Sync + 'static) {
         self.cluster.set(read);
+    }
+
+    /// Says where numbers on consumer groups are read, like [`Self::read_replication`].
+    pub fn read_groups(&self, read: impl Fn() -> Groups + Send + Sync + 'static) {
+        self.groups.set(read);
     }
 
     /// Returns the counters of a topic.

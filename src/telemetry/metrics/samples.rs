@@ -64,6 +64,27 @@ pub struct Cluster {
     pub is_draining: bool,
 }
 
+/// What a node knows of consumer groups. Counters are of what it did itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of the cluster.
+    pub groups: u64,
+    /// Their members.
+    pub members: u64,
+    /// Members that have a stream on this node.
+    pub sessions: u64,
+    /// Partitions that are on their way from one member to another.
+    pub moving: u64,
+    /// Offsets that were committed.
+    pub offsets_committed: u64,
+    /// Offsets whose commit was refused or whose fate is unknown.
+    pub offsets_refused: u64,
+    /// Records that were gone before a group had read them.
+    pub records_missed: u64,
+    /// Members that were out because they were silent or away for too long.
+    pub members_expired: u64,
+}
+
 const fn counter<S>(name: &'static str, read: fn(&S) -> u64, help: &'static str) -> Pulled<S> {
     Pulled { name, unit: None, help, read: Read::Counter(read) }
 }
@@ -150,6 +171,37 @@ pub(super) static CLUSTER: &[Pulled<Cluster>] = &[
     ),
     gauge("node_ready", |s| s.is_ready.into(), "1 while the node takes calls"),
     gauge("node_draining", |s| s.is_draining.into(), "1 while the node hands over what it leads"),
+];
+
+pub(super) static GROUPS: &[Pulled<Groups>] = &[
+    gauge("groups", |s| s.groups, "Consumer groups of the cluster"),
+    gauge("group_members", |s| s.members, "Members of all groups"),
+    gauge("group_sessions", |s| s.sessions, "Members of groups that this node serves"),
+    gauge(
+        "group_partitions_moving",
+        |s| s.moving,
+        "Partitions that are on their way from one member to another",
+    ),
+    counter(
+        "group_offsets_committed",
+        |s| s.offsets_committed,
+        "Offsets of groups that were committed through this node",
+    ),
+    counter(
+        "group_offsets_refused",
+        |s| s.offsets_refused,
+        "Offsets of groups whose commit was refused, or whose fate is unknown",
+    ),
+    counter(
+        "group_records_missed",
+        |s| s.records_missed,
+        "Records that were gone before the group had read them",
+    ),
+    counter(
+        "group_members_expired",
+        |s| s.members_expired,
+        "Members that were out because they were silent or away for too long",
+    ),
 ];
 
 pub(super) static PROCESS: &[Pulled<Process>] = &[

@@ -22,6 +22,7 @@ fn touched() -> Arc<Metrics> {
     });
     metrics.read_storage(|| Storage { disk_free_bytes: 99, ..Storage::default() });
     metrics.read_cluster(|| Cluster { is_ready: true, ..Cluster::default() });
+    metrics.read_groups(|| Groups { groups: 2, ..Groups::default() });
     metrics
 }
 

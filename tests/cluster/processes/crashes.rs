@@ -1,15 +1,19 @@
 //! Nodes that are killed or stand still under load: nothing is lost or doubled, and order is kept.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quipu::client::Client;
+use quipu::proto::client::log_service_client::LogServiceClient;
+use quipu::proto::client::{ProduceRequest, Record as RecordData, RecordBatch};
 use rustix::process::Signal;
 use tokio::time::sleep;
+use tonic::transport::Endpoint;
 
 use super::load::Load;
 use super::nodes::{Cluster, TOPIC};
 
 const PARTITIONS: u32 = 3;
+const OTHER: &str = "others";
 
 /// The node that leads a partition.
 async fn leader(client: &Client, partition: usize) -> u64 {
@@ -83,6 +87,43 @@ async fn a_leader_that_stands_still_loses_nothing() {
     sleep(Duration::from_secs(5)).await;
     let new = leader(&cluster.node(other).client(), 0).await;
     assert_ne!(new, victim, "nobody has taken over");
+    cluster.node(victim).signal(Signal::CONT);
+    expect_all(cluster, &client, load).await;
+}
+
+/// Stores a record through one node, which has to pass it on, as often as it takes.
+async fn store_through(address: String) {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let mut client = LogServiceClient::new(channel);
+    let record = RecordData { value: Some(vec![1].into()), ..RecordData::default() };
+    let batch = RecordBatch { records: vec![record], ..RecordBatch::default() };
+    let produce = ProduceRequest { topic: OTHER.into(), batch: Some(batch), ..Default::default() };
+    while client.produce(produce.clone()).await.is_err() {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_go_on_soon_after_a_leader_stands_still() {
+    let (mut cluster, client, mut load) = loaded().await;
+    cluster.create(OTHER, PARTITIONS, 3).await;
+    cluster.wait_until_whole().await;
+    let victim = leader(&client, 0).await;
+    let other = cluster.ids().find(|id| *id != victim).unwrap();
+    client.transfer_leadership(OTHER, 0, victim).await.unwrap();
+    let other = cluster.node(other).address().to_owned();
+    store_through(other.clone()).await;
+    cluster.node(victim).signal(Signal::STOP);
+    let stopped = Instant::now();
+    let passed_on = tokio::spawn(async move {
+        store_through(other).await;
+        Instant::now()
+    });
+    load.progress(100).await;
+    let (produced, passed_on) = (stopped.elapsed(), passed_on.await.unwrap() - stopped);
+    println!("producing goes on after {produced:?}, passing on after {passed_on:?}");
+    // An election takes up to two seconds here; without pings it was fifteen and ten seconds.
+    assert!(produced < Duration::from_secs(9) && passed_on < Duration::from_secs(9));
     cluster.node(victim).signal(Signal::CONT);
     expect_all(cluster, &client, load).await;
 }

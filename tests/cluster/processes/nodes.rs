@@ -96,6 +96,11 @@ impl Node {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where it listens for clients.
+    pub fn address(&self) -> &str {
+        &self.addresses[0]
+    }
+
     /// A client that is told of this node only.
     pub fn client(&self) -> Client {
         Client::new(ClientConfig::new([self.addresses[0].clone()])).unwrap()
@@ -214,8 +219,13 @@ impl Cluster {
 
     /// Makes the topic of the tests.
     pub async fn create_topic(&self, partitions: u32, replicas: u32) -> Topic {
+        self.create(TOPIC, partitions, replicas).await
+    }
+
+    /// Makes a topic.
+    pub async fn create(&self, name: &str, partitions: u32, replicas: u32) -> Topic {
         let request = CreateTopicRequest {
-            name: TOPIC.to_owned(),
+            name: name.to_owned(),
             partitions,
             replicas,
             ..CreateTopicRequest::default()
@@ -229,6 +239,15 @@ impl Cluster {
         let run = quipu().args(args).args(["--server", server]).output().await.unwrap();
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(run.status.success(), "quipu {args:?}: {}: {said}", run.status);
+    }
+}
+
+impl Drop for Cluster {
+    /// What the nodes have said tells why a test failed.
+    fn drop(&mut self) {
+        for node in self.nodes.iter().filter(|_| std::thread::panicking()) {
+            println!("node {} said:\n{}", node.id, node.said());
+        }
     }
 }
 
