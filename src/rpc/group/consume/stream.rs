@@ -19,13 +19,13 @@ use super::super::super::log::feed::{Feed, Position, Turn};
 use super::super::super::log::subscribe::CREDIT_BYTES_MAX;
 use super::super::super::status;
 use super::super::admin::now_ms;
-use super::super::offsets::{Commit, check_metadata, commit};
+use super::super::offsets::{Commit, check_metadata, commit, renew};
 use super::claim::{Claimed, claim};
 use super::holdings::{Action, Holdings, Stage, left_ms};
 use super::join::{Joined, heartbeat_interval, join};
 use crate::cluster::Refusal;
-use crate::cluster::command::{Id, Verb};
-use crate::cluster::group::{Group, LeaveGroups, Leaving, ReleaseAssignments, Released};
+use crate::cluster::command::{Id, Verb, topic_of};
+use crate::cluster::group::{Group, LeaveGroups, Leaving, ReleaseAssignments, Released, Renewed};
 use crate::group::Session;
 use crate::proto::server as api;
 use crate::proto::server::ErrorReason;
@@ -448,14 +448,25 @@ impl Stream {
 }
 
 /// Commits those that can be, and returns what became of all, in their order.
+///
+/// A partition that has moved on without the metadata was reset by somebody who did not live to say
+/// so: its member begins anew there.
 async fn commit_all(
     context: &Context,
     group: &Group,
     member: Id,
     commits: Vec<Result<Commit, Error>>,
 ) -> Vec<Result<u64, Error>> {
-    let good = commits.iter().filter_map(|commit| commit.as_ref().ok().cloned()).collect();
+    let good = commits.iter().flatten().cloned().collect();
     let done = commit(context, group, member, good, Call::within_stream(true)).await;
+    let passed_by = commits.iter().flatten().zip(&done).filter_map(|(commit, done)| {
+        let above = done.as_ref().err()?.generation()?;
+        let (topic, partition) = topic_of(commit.log)?;
+        Some(Renewed { topic, partition, above })
+    });
+    if let Err(error) = renew(context, group.id, passed_by.collect()).await {
+        tracing::info!(%error, "a member that was passed by begins anew at its next commit");
+    }
     let mut done = done.into_iter();
     let outcome = |checked: Result<Commit, Error>| {
         checked.and_then(|_| done.next().unwrap_or(Err(Error::OutcomeUnknown)))
