@@ -16,6 +16,7 @@ use crate::cli::remote::about_group;
 use crate::client::{
     Assigned, Client, Commit, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition,
 };
+use crate::proto::client::GroupPartition;
 
 /// How to be a member of a group.
 #[derive(Debug, clap::Args)]
@@ -61,7 +62,8 @@ pub(super) async fn consume(
         commit_interval: (!args.member.no_commit).then_some(args.member.auto_commit),
         committed: Instant::now(),
         ends: args.to_end.then(BTreeMap::new),
-        has_begun: false,
+        assigned: 0,
+        client,
         left: args.max.unwrap_or(u64::MAX),
     };
     let read = reader.read(stop).await;
@@ -130,22 +132,22 @@ struct Reader<'a> {
     committed: Instant,
     /// Where to stop, by partition; those that are done with are not in it.
     ends: Option<BTreeMap<TopicPartition, u64>>,
-    /// Partitions were assigned, be it none.
-    has_begun: bool,
+    /// How many partitions the consumer has told of and not taken back.
+    assigned: usize,
+    client: &'a Client,
     /// Records that may still be printed.
     left: u64,
 }
 
 impl Reader<'_> {
     async fn read(&mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
-        while !self.is_done() && !*stop.borrow() {
+        while self.left > 0 && !*stop.borrow() {
             self.commit_if_due().await?;
             if let Some(event) = self.consumer.next_buffered() {
                 self.take(event).await?;
                 continue;
             }
-            self.drop_ended();
-            if self.is_done() {
+            if self.is_at_end().await? {
                 break;
             }
             // Whoever reads the output is not kept waiting for the next record.
@@ -160,9 +162,20 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn is_done(&self) -> bool {
-        let has_ended = self.ends.as_ref().is_some_and(BTreeMap::is_empty);
-        self.left == 0 || self.has_begun && has_ended
+    /// Whether all partitions were read to their ends, and no more are to come.
+    async fn is_at_end(&mut self) -> anyhow::Result<bool> {
+        let Some(ends) = &mut self.ends else { return Ok(false) };
+        ends.retain(|at, end| self.consumer.position(at).is_some_and(|next| next < *end));
+        let member_id = self.consumer.member_id();
+        if !ends.is_empty() || member_id.is_empty() {
+            return Ok(false);
+        }
+        // Partitions are assigned one after the other.
+        let group = self.client.describe_group(self.group).await?;
+        let own = group.members.iter().find(|member| member.member_id == member_id);
+        let has_all = own.is_some_and(|member| member.partitions as usize == self.assigned);
+        let is_next = |partition: &GroupPartition| partition.next_member_id == member_id;
+        Ok(has_all && !group.partitions.iter().any(is_next))
     }
 
     async fn take(&mut self, event: GroupEvent) -> anyhow::Result<()> {
@@ -188,12 +201,12 @@ impl Reader<'_> {
     }
 
     fn on_assigned(&mut self, assigned: &[Assigned]) {
-        self.has_begun = true;
         let place = |assigned: &Assigned| {
             format!("{}/{} at {}", assigned.topic, assigned.partition, assigned.next_offset)
         };
         let places: Vec<String> = assigned.iter().map(place).collect();
         eprintln!("reading {} as {}", places.join(", "), self.group);
+        self.assigned += assigned.len();
         if let Some(ends) = &mut self.ends {
             ends.extend(assigned.iter().map(|assigned| {
                 let (topic, partition) = (assigned.topic.clone(), assigned.partition);
@@ -203,15 +216,9 @@ impl Reader<'_> {
     }
 
     fn forget(&mut self, partitions: &[TopicPartition]) {
+        self.assigned -= partitions.len();
         if let Some(ends) = &mut self.ends {
             ends.retain(|at, _| !partitions.contains(at));
-        }
-    }
-
-    /// Forgets the partitions that were read to their ends.
-    fn drop_ended(&mut self) {
-        if let Some(ends) = &mut self.ends {
-            ends.retain(|at, end| self.consumer.position(at).is_some_and(|next| next < *end));
         }
     }
 

@@ -21,13 +21,15 @@ use crate::client::decode::Decoder;
 use crate::client::error::Repeat;
 use crate::client::retry::{Backoff, random_fraction};
 use crate::client::{Client, Error, ErrorReason, Event, Failure};
-use crate::proto::client::ConsumeRequest;
 use crate::proto::client::consume_request::Message;
+use crate::proto::client::{ConsumeAssigned, ConsumeRequest};
 
 /// Requests that wait to be sent.
 const REQUESTS_MAX: usize = 16;
 /// How long to wait for the server to end a stream that was said to be over.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often to look whether something is due, at most.
+const TICK_MIN: Duration = Duration::from_millis(5);
 /// How long to wait when the retry budget is used up.
 const BUDGET_PAUSE: Duration = Duration::from_millis(250);
 
@@ -62,6 +64,10 @@ pub(super) struct Driver {
     backoff: Backoff,
     /// Since when nothing succeeds.
     failing_since: Option<Instant>,
+    /// The node that the last stream went through; empty at first.
+    left: Arc<str>,
+    /// Whether the addresses of the cluster's nodes were asked for.
+    has_looked: bool,
 }
 
 /// Says that the task is over, however it ends.
@@ -77,7 +83,8 @@ impl Drop for Running {
 impl Driver {
     pub(super) fn new(client: Client, shared: Arc<Shared>) -> Self {
         let (decoder, backoff) = (Decoder::default(), Backoff::new());
-        Self { client, shared, decoder, backoff, failing_since: None }
+        let (failing_since, left, has_looked) = (None, "".into(), false);
+        Self { client, shared, decoder, backoff, failing_since, left, has_looked }
     }
 
     /// Runs until the member has left or cannot go on.
@@ -105,7 +112,8 @@ impl Driver {
     /// Is a member over one stream, until that ends. Well if the member has left.
     async fn serve(&mut self) -> Result<(), Cut> {
         let client = self.client.clone();
-        let route = client.nodes().any();
+        let route = client.nodes().any_but(&self.left);
+        self.left = route.address.clone();
         let done = match self.open(&route).await {
             Ok(stream) => self.exchange(stream).await,
             Err(failure) => Err(failure.into()),
@@ -136,7 +144,8 @@ impl Driver {
     async fn meanwhile<T>(&self, awaited: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::pin!(awaited);
         loop {
-            let wake_at = self.shared.member().wake_at(Instant::now());
+            let now = Instant::now();
+            let wake_at = self.shared.member().wake_at(now).max(now + TICK_MIN);
             tokio::select! {
                 output = &mut awaited => return Ok(output),
                 () = self.shared.to_driver.notified() => {}
@@ -170,7 +179,7 @@ impl Driver {
                 let (now, mut member) = (Instant::now(), self.shared.member());
                 request = request.or_else(|| member.next_request(now));
                 let has_left = member.link.as_ref().is_some_and(|link| link.has_left);
-                (member.wake_at(now), has_left)
+                (member.wake_at(now).max(now + TICK_MIN), has_left)
             };
             if request.is_none() && has_left {
                 stream.end().await;
@@ -202,6 +211,9 @@ impl Driver {
         match told {
             Told::Data(data) => self.on_data(now, data)?,
             told => {
+                if let Told::Assigned(assigned) = &told {
+                    self.look_for_nodes(assigned);
+                }
                 let is_go_away = matches!(told, Told::GoAway(_));
                 let taken = self.shared.member().on_told(now, told);
                 taken.map_err(if is_go_away { Cut::GoAway } else { Cut::Failed })?;
@@ -212,6 +224,16 @@ impl Driver {
         }
         self.shared.to_application.notify_one();
         Ok(())
+    }
+
+    /// Learns of the other nodes while there is one to ask, to have somewhere to go without it.
+    fn look_for_nodes(&mut self, assigned: &ConsumeAssigned) {
+        let Some(assignment) = assigned.assignments.first().filter(|_| !self.has_looked) else {
+            return;
+        };
+        self.has_looked = true;
+        let (client, topic) = (self.client.clone(), assignment.topic.clone());
+        tokio::spawn(async move { drop(client.fetch_topology(&topic).await) });
     }
 
     /// Takes batches apart without keeping the application from what it has.

@@ -90,14 +90,12 @@ impl Partitions {
         self.iter().find(|(_, held)| is_it(held)).map(|(slot, _)| slot)
     }
 
-    /// The one that the open stream has not confirmed and that is the partition assigned.
-    pub(super) fn unconfirmed(&self, assigned: &Assignment) -> Option<Slot> {
+    /// The partition that is assigned, if the member has it already.
+    pub(super) fn assigned(&self, assigned: &Assignment) -> Option<(Slot, &Held)> {
         let is_it = |held: &Held| {
-            held.assignment.is_none()
-                && held.partition == assigned.partition
-                && *held.topic_id == *assigned.topic_id
+            held.partition == assigned.partition && *held.topic_id == *assigned.topic_id
         };
-        self.iter().find(|(_, held)| is_it(held)).map(|(slot, _)| slot)
+        self.iter().find(|(_, held)| is_it(held))
     }
 
     pub(super) fn insert(&mut self, assigned: &Assignment) -> Slot {

@@ -70,21 +70,22 @@ impl Member {
     fn on_assigned(&mut self, assigned: ConsumeAssigned) -> Result<(), Failure> {
         let mut news = Vec::new();
         for assignment in assigned.assignments {
-            let known = self.partitions.unconfirmed(&assignment);
-            let is_same = |held: &Held| held.next_offset == assignment.next_offset;
-            let resumed = known.filter(|slot| self.partitions.get(*slot).is_some_and(is_same));
-            match resumed.filter(|_| assignment.is_resumed) {
-                Some(slot) => self.partitions.confirm(slot, &assignment),
-                // The records before that offset were here, and are not any more.
-                None if assignment.is_resumed && known.is_none() => {
-                    return Err(Failure::cut("a partition went on where this member is no more"));
-                }
-                None => {
-                    self.lose(known.as_slice(), LostReason::Moved);
-                    let slot = self.partitions.insert(&assignment);
-                    news.push((slot, describe(assignment)));
-                }
+            let known = self.partitions.assigned(&assignment);
+            let is_kept = known.is_some_and(|(_, held)| {
+                held.assignment.is_none() && held.next_offset == assignment.next_offset
+            });
+            let known = known.map(|(slot, _)| slot);
+            if let Some(slot) = known.filter(|_| assignment.is_resumed && is_kept) {
+                self.partitions.confirm(slot, &assignment);
+                continue;
             }
+            self.lose(known.as_slice(), LostReason::Moved);
+            if assignment.is_resumed {
+                // The records before that offset were here, and are not any more.
+                return Err(Failure::cut("a partition went on where this member is no more"));
+            }
+            let slot = self.partitions.insert(&assignment);
+            news.push((slot, describe(assignment)));
         }
         self.notices.push_back(Notice::Assigned(news));
         Ok(())
