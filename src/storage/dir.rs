@@ -111,6 +111,11 @@ impl DataDir {
         self.context.fs.free_bytes(&self.context.root).at("look at", &self.context.root)
     }
 
+    /// Appends are refused when less than this would stay free.
+    pub fn low_water_bytes(&self) -> u64 {
+        self.context.config.low_water_bytes
+    }
+
     /// Counts changes of what is damaged or suspected in the logs: who has seen a number need look
     /// at none of them before it is another.
     pub fn damage_news(&self) -> u64 {

@@ -17,4 +17,5 @@ pub mod tracing;
 pub use metrics::{
     Cluster, Described, Kind, Labeled, Metrics, Replication, Rpc, Storage, TopicMetrics,
 };
+pub use process::{Process, filesystem_of};
 pub use trace_context::{BadTraceparent, TraceContext};
