@@ -9,6 +9,7 @@ pub fn log() {
 }
 
 mod founding;
+mod metrics;
 mod processes;
 mod python;
 mod retention;

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
-use super::super::call::Call;
+use super::super::call::{Call, Origin};
 use super::super::context::{Context, Target};
 use super::super::convert::{self, Place, encoded_bytes};
+use super::super::counters::add;
 use super::super::error::{Effect, Error};
 use super::super::limits::NAMED_PARTITIONS_MAX;
 use super::fetch;
@@ -37,8 +38,6 @@ const CREDIT_BYTES_MAX: u32 = 64 << 20;
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which the server says where it is.
 const SPEAK_EVERY: Duration = Duration::from_secs(5);
-/// Silence after which a client counts as gone.
-const SILENT_MAX: Duration = Duration::from_secs(30);
 /// How long another node is asked to wait for records at a time.
 const REMOTE_WAIT: Duration = Duration::from_secs(5);
 /// How long a partition rests that cannot be read at the moment.
@@ -63,7 +62,7 @@ type Waiting = Pin<Box<dyn Future<Output = usize> + Send>>;
 struct Subscription {
     context: Context,
     topic: String,
-    may_forward: bool,
+    origin: Origin,
     requests: Streaming<SubscribeRequest>,
     answers: mpsc::Sender<Result<SubscribeResponse, Status>>,
     parts: Vec<Part>,
@@ -79,17 +78,17 @@ struct Subscription {
 pub(super) async fn subscribe(
     context: Context,
     mut requests: Streaming<SubscribeRequest>,
-    may_forward: bool,
+    origin: Origin,
     answers: mpsc::Sender<Result<SubscribeResponse, Status>>,
 ) {
-    let begun = begin(&context, &mut requests, may_forward).await;
+    let begun = begin(&context, &mut requests, origin).await;
     let outcome = match begun {
         Ok(Some((topic, credit, parts, started))) => {
             let now = Instant::now();
             let mut subscription = Subscription {
                 context: context.clone(),
                 topic,
-                may_forward,
+                origin,
                 requests,
                 answers: answers.clone(),
                 parts,
@@ -100,16 +99,23 @@ pub(super) async fn subscribe(
                 next: 0,
             };
             match subscription.tell(Tell::Started(started)).await {
-                Some(()) => subscription.run().await,
-                None => Ok(()),
+                Ok(Some(())) => subscription.run().await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
             }
         }
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
     if let Err(error) = outcome {
-        // Who has gone needs no reason.
-        let _ = timeout(START_TIMEOUT, answers.send(Err(error.into()))).await;
+        let is_slow = matches!(error, Error::SlowConsumer);
+        let told = answers.send(Err(error.into()));
+        // Who has gone needs no reason. Who does not read keeps the stream in any case, and is told
+        // if it reads on.
+        let _ = match is_slow {
+            true => told.await.is_ok(),
+            false => timeout(START_TIMEOUT, told).await.is_ok(),
+        };
     }
 }
 
@@ -119,7 +125,7 @@ type Begun = (String, i64, Vec<Part>, SubscribeStarted);
 async fn begin(
     context: &Context,
     requests: &mut Streaming<SubscribeRequest>,
-    may_forward: bool,
+    origin: Origin,
 ) -> Result<Option<Begun>, Error> {
     let expected = || Error::field("message", "a start, within 5 s of the stream's beginning");
     let first = timeout(START_TIMEOUT, requests.message()).await.map_err(|_| expected())?;
@@ -134,7 +140,7 @@ async fn begin(
         return Err(Error::field("credit_bytes", expected));
     }
     let wanted = wanted(context, &start).await?;
-    let call = Call::within_stream(may_forward);
+    let call = Call::within_stream(origin);
     let targets: Vec<_> = wanted.iter().map(|(_, target)| *target).collect();
     let found = look_up_for_reading(context, &start.topic, wanted, call).await?;
     let positions: Vec<_> = found
@@ -188,6 +194,9 @@ impl Subscription {
     async fn run(&mut self) -> Result<(), Error> {
         loop {
             let Some(place) = self.next_ready() else {
+                if self.parts.iter().any(|part| !part.is_idle) {
+                    add(&self.context.counters().credit_stalls, 1);
+                }
                 if !self.wait().await? {
                     return Ok(());
                 }
@@ -244,14 +253,15 @@ impl Subscription {
 
     /// Waits until there may be something to do. False if the client has gone.
     async fn wait(&mut self) -> Result<bool, Error> {
-        let (silent, speak) = (self.heard + SILENT_MAX, self.spoke + SPEAK_EVERY);
+        let silence_max = self.context.limits().reader_silence_max;
+        let (silent, speak) = (self.heard + silence_max, self.spoke + SPEAK_EVERY);
         tokio::select! {
             message = self.requests.message() => return self.hear(message),
             Some(place) = self.waiting.next() => self.parts[place].is_idle = false,
             () = sleep_until(silent) => return Err(Error::SlowConsumer),
             () = sleep_until(speak) => {
                 let positions = self.parts.iter().map(|part| part.position).collect();
-                let said = self.tell(Tell::Positions(SubscribePositions { positions })).await;
+                let said = self.tell(Tell::Positions(SubscribePositions { positions })).await?;
                 return Ok(said.is_some());
             }
             () = self.context.draining() => return Err(Error::Draining),
@@ -263,7 +273,7 @@ impl Subscription {
     async fn read(&mut self, place: usize) -> Result<Option<()>, Error> {
         let bytes = u32::try_from(self.credit).unwrap_or(u32::MAX).min(MESSAGE_BYTES);
         let part = &self.parts[place];
-        let call = Call::within_stream(self.may_forward);
+        let call = Call::within_stream(self.origin);
         let request = self.request(part, bytes, Duration::ZERO);
         match fetch::fetch(&self.context, request, call).await {
             Ok(response) => self.deliver(place, response).await,
@@ -305,7 +315,7 @@ impl Subscription {
             cost_bytes,
         };
         self.credit -= i64::from(cost_bytes);
-        Ok(self.tell(Tell::Data(data)).await)
+        self.tell(Tell::Data(data)).await
     }
 
     /// Follows a partition that retention has moved on, and bears with one that cannot be read.
@@ -317,7 +327,7 @@ impl Subscription {
             part.position.log_start_offset = to_offset;
             let partition = part.position.partition;
             let gap = SubscribeGap { partition, from_offset, to_offset };
-            return Ok(self.tell(Tell::Gap(gap)).await);
+            return self.tell(Tell::Gap(gap)).await;
         }
         let is_passing = error.effect() != Effect::Final;
         let since = *part.failing_since.get_or_insert_with(Instant::now);
@@ -346,10 +356,10 @@ impl Subscription {
             }));
             return;
         }
-        let (context, may_forward) = (self.context.clone(), self.may_forward);
+        let (context, origin) = (self.context.clone(), self.origin);
         let request = self.request(part, 1, REMOTE_WAIT);
         self.waiting.push(Box::pin(async move {
-            let call = Call::within_stream(may_forward);
+            let call = Call::within_stream(origin);
             // What it says is asked again, with the bytes that there is credit for.
             if fetch::fetch(&context, request, call).await.is_err() {
                 sleep(REST).await;
@@ -358,11 +368,15 @@ impl Subscription {
         }));
     }
 
-    /// Says something to the client. `None` if it has gone, or does not read what it asked for.
-    async fn tell(&mut self, message: Tell) -> Option<()> {
+    /// Says something to the client. `None` if it has gone.
+    ///
+    /// # Errors
+    /// [`Error::SlowConsumer`] if it does not read what it asked for.
+    async fn tell(&mut self, message: Tell) -> Result<Option<()>, Error> {
         let answer = Ok(SubscribeResponse { message: Some(message) });
-        let sent = timeout_at(Instant::now() + SILENT_MAX, self.answers.send(answer)).await;
+        let patience = self.context.limits().reader_silence_max;
+        let sent = timeout(patience, self.answers.send(answer)).await;
         self.spoke = Instant::now();
-        sent.ok()?.ok()
+        Ok(sent.map_err(|_| Error::SlowConsumer)?.ok())
     }
 }
