@@ -9,15 +9,16 @@
 //! | 10 | names that collide in metrics | `../cluster/metrics`: topics are named by their ids |
 //! | 11 | the id of a topic that was deleted and made anew | `admin::a_topic_made_anew…` |
 //! | 12, 13 | producers that are fenced, gaps, numbers used again | `records::a_producer…` |
-//! | 16 | messages, batches and records that are too large | `bad_input::batches_that_are_too_large…` |
-//! | 17, 18, 19 | lying numbers, wrong checksums, bombs | `bad_input::batches_that_are_not_sound…` |
+//! | 16 | messages, batches and records that are too large | `bad_input::batches_that_are_too…` |
+//! | 17, 18, 19 | lying numbers, wrong checksums, bombs | `bad_input::batches_that_are_not…` |
 //! | 20 | offsets outside of the log | `bad_input::numbers…` |
-//! | 21 | numbers without bounds | `bad_input::numbers…`, `…a_fetch_that_asks…`, `admin::lists…` |
+//! | 21 | numbers without bounds | `bad_input::numbers…`, `…a_fetch_that…`, `admin::lists…` |
 //! | 22 | deep nesting, unknown enums, text that is none | `bad_input::messages_that_are_none…` |
 //! | 24, 25 | floods, slow and silent connections | `floods` |
 //! | 26 | a reader that never opens its window | `subscribe::whoever_does_not_read…` |
 //! | 27 | too many connections of one address | `floods::a_silent_connection…` |
-//! | 31 | no leader here, no majority, a node that drains | `forward::a_call_that_is_not…`, `states::without_a_majority…`, `records::a_wait_ends…` |
+//! | 31 | no leader here | `forward::a_call_that_is_not…` |
+//! | 31 | no majority; a node that drains | `states::without…`; `records::a_wait_ends…` |
 //! | 32 | a full disk | `states::a_full_disk…`, `states::leadership_leaves_a_full_disk` |
 //! | 33 | records that cannot be read | `states::damage_is_read_from…`, `states::damage_without…` |
 //! | 34, 35 | messages and snapshots between nodes | `../raft/messages` |

@@ -336,7 +336,8 @@ where
             let _alive = &network;
             ways[to.0 as usize - 1].try_send(frame.to_bytes()).is_ok()
         }),
-        on_fatal: Arc::new(|error| panic!("the disk failed: {error}")),
+        // A panic would end the process. The directory goes while the last threads still run.
+        on_fatal: Arc::new(|error| println!("the disk failed: {error}")),
     }
 }
 
