@@ -3,9 +3,13 @@
 //! Offsets, indices, terms and positions are plain `u64`: a name says which one it is
 //! (`base_offset`, `last_index`, `position`), and one word never stands for two of them.
 
+mod trace_context;
+
 use std::fmt;
 
 use uuid::Uuid;
+
+pub use self::trace_context::{BadTraceparent, TRACEPARENT, TraceContext};
 
 /// Identity of one partition log, unique for ever: a deleted log's id is never given to another.
 ///

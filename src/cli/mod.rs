@@ -28,6 +28,7 @@ mod completions;
 mod config;
 mod consume;
 mod demo;
+mod doctor;
 mod errors;
 mod group;
 mod log;
@@ -82,6 +83,8 @@ enum Command {
     Config(config::Args),
     /// Look at logs on disk, without a server and without changing anything
     Log(log::Args),
+    /// Say what is wrong with a cluster or a data directory, and what to do
+    Doctor(doctor::Args),
     /// Show a cluster losing its leader and nothing else
     Demo(demo::Args),
     /// Run a node of a cluster
@@ -97,6 +100,7 @@ Examples:
   quipu consume orders --from earliest
   quipu group create billing --topic orders --start earliest
   quipu consume --group billing            go on where the group is, and keep that
+  quipu doctor                             is the cluster well, and what to do if it is not
   quipu log verify /var/lib/quipu          is everything on this disk as it was written?
   quipu log stats /var/lib/quipu           what is in there, log by log, segment by segment
   quipu -o json log stats /var/lib/quipu   the same for a program
@@ -140,6 +144,7 @@ impl Cli {
             Command::Completions(args) => completions::run(args, output),
             Command::Config(args) => config::run(args, output),
             Command::Log(args) => log::run(args, output),
+            Command::Doctor(args) => doctor::run(args, &self.remote, output),
             Command::Demo(args) => demo::run(args, output),
             Command::Serve(args) => serve::run(args),
         }

@@ -9,7 +9,7 @@ use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
 use super::Cli;
-use crate::client::{Client, ClientConfig, Error, ErrorReason};
+use crate::client::{Client, ClientConfig, Error, ErrorReason, TraceContext};
 
 /// How to reach a cluster.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,12 +34,19 @@ pub(super) struct Args {
         value_parser = humantime::parse_duration
     )]
     timeout: Duration,
+    /// The W3C trace that the calls belong to; records that are produced get it as a header
+    #[arg(long, global = true, value_name = "TRACEPARENT", env = "QUIPU_TRACEPARENT")]
+    traceparent: Option<TraceContext>,
 }
 
 impl Args {
     /// Returns how a client is to reach the cluster.
     pub(super) fn config(&self) -> ClientConfig {
-        ClientConfig { timeout: self.timeout, ..ClientConfig::new(self.server.clone()) }
+        ClientConfig {
+            timeout: self.timeout,
+            trace: self.traceparent,
+            ..ClientConfig::new(self.server.clone())
+        }
     }
 
     /// Runs a verb with a client.

@@ -185,6 +185,18 @@ impl Client {
         call.await
     }
 
+    /// Describes the node that answers: with one server named, that one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn describe_node(&self) -> Result<api::DescribeNodeResponse, Error> {
+        let request = api::DescribeNodeRequest {};
+        let call = self.ask(Effect::Repeatable, request, async |route, request| {
+            route.cluster().describe_node(request).await
+        });
+        call.await
+    }
+
     /// Moves all leadership off a node and keeps it off.
     ///
     /// # Errors

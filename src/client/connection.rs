@@ -20,6 +20,7 @@ use crate::proto::client::group_service_client::GroupServiceClient;
 use crate::proto::client::log_service_client::LogServiceClient;
 use crate::proto::client::topic_service_client::TopicServiceClient;
 use crate::proto::client::{ErrorReason, GetTopologyResponse};
+use crate::types::{TRACEPARENT, TraceContext};
 
 /// The largest message that is sent or taken.
 pub(super) const MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -39,6 +40,7 @@ pub(super) struct Route {
     channel: Channel,
     /// The node is believed to lead the partition, and is asked not to forward.
     pub(super) is_direct: bool,
+    trace: Option<TraceContext>,
 }
 
 impl Route {
@@ -54,6 +56,10 @@ impl Route {
         let mut request = Request::new(message);
         if self.is_direct {
             request.metadata_mut().insert(FORWARD_HEADER, MetadataValue::from_static("off"));
+        }
+        if let Some(trace) = self.trace {
+            let value = MetadataValue::try_from(trace.child().to_string());
+            request.metadata_mut().insert(TRACEPARENT, value.expect("a traceparent is ASCII"));
         }
         request
     }
@@ -104,6 +110,7 @@ impl Topology {
 #[derive(Debug)]
 pub(super) struct Nodes {
     patience: Patience,
+    trace: Option<TraceContext>,
     state: Mutex<State>,
     /// Held while a topology is fetched, so that one call serves all that want it.
     pub(super) fetching: tokio::sync::Mutex<()>,
@@ -143,7 +150,12 @@ impl Nodes {
         if state.nodes.is_empty() {
             return Err(bad_address(""));
         }
-        Ok(Self { patience, state: Mutex::new(state), fetching: Default::default() })
+        Ok(Self {
+            patience,
+            trace: config.trace,
+            state: Mutex::new(state),
+            fetching: Default::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,14 +169,17 @@ impl Nodes {
 
     /// The same, and another one than the node with that address if there is one.
     pub(super) fn any_but(&self, address: &str) -> Route {
-        self.state().any(address, Instant::now())
+        let route = self.state().any(address, Instant::now());
+        Route { trace: self.trace, ..route }
     }
 
     /// Chooses the believed leader of a partition, or any node if it is not known or not reached.
     pub(super) fn leader(&self, topic: &str, partition: u32) -> Route {
         let mut state = self.state();
         let now = Instant::now();
-        state.leader(topic, partition, now).unwrap_or_else(|| state.any("", now))
+        let route = state.leader(topic, partition, now);
+        let route = route.unwrap_or_else(|| state.any("", now));
+        Route { trace: self.trace, ..route }
     }
 
     /// Notes that a node answered, whatever it said.
@@ -261,7 +276,12 @@ impl State {
         let address = self.addresses_by_id.get(&leader)?.clone();
         let node = self.nodes.get_mut(&address)?;
         let passes = node.breaker.try_pass(now);
-        passes.then(|| Route { address, channel: node.channel.clone(), is_direct: true })
+        passes.then(|| Route {
+            address,
+            channel: node.channel.clone(),
+            is_direct: true,
+            trace: None,
+        })
     }
 
     fn any(&mut self, but: &str, now: Instant) -> Route {
@@ -284,7 +304,7 @@ impl State {
         self.next = chosen + 1;
         let address = self.addresses[chosen].clone();
         let channel = self.nodes[&address].channel.clone();
-        Route { address, channel, is_direct: false }
+        Route { address, channel, is_direct: false, trace: None }
     }
 
     fn node_at(&mut self, n: usize) -> &mut Node {

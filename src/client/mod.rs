@@ -51,6 +51,7 @@ use connection::Nodes;
 use retry::Budget;
 
 pub use crate::proto::client::{Acks, ErrorReason, LostReason};
+pub use crate::types::TraceContext;
 
 /// How to reach a cluster.
 #[derive(Debug, Clone)]
@@ -64,6 +65,9 @@ pub struct ClientConfig {
     /// How long a node may be silent that owes an answer, before others are asked: it is pinged
     /// meanwhile. Longer where what is sent may be on its way for longer. Default: 3 s.
     pub silence_max: Duration,
+    /// The trace that all of it belongs to: it goes with every call, and as a header `traceparent`
+    /// with every record that has none. Default: none.
+    pub trace: Option<TraceContext>,
 }
 
 impl ClientConfig {
@@ -74,6 +78,7 @@ impl ClientConfig {
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
             silence_max: Duration::from_secs(3),
+            trace: None,
         }
     }
 }

@@ -13,7 +13,9 @@ use super::machine::{Answer, Ask, Metadata};
 use super::registry::Registry;
 use super::state::State;
 use crate::partition::{Handle, Replica, Room};
-use crate::raft::{Durability, Host, HostConfig, Hosted, Inspection, Reply, Role, open_replica};
+use crate::raft::{
+    Durability, Host, HostConfig, Hosted, Inspection, Look, Reply, Role, open_replica,
+};
 use crate::storage::DataDir;
 use crate::types::{ClusterId, LogId, NodeId, ReplicaId};
 
@@ -196,12 +198,24 @@ impl Node {
 
     /// Looks at this node's replica of the metadata.
     pub async fn inspect_metadata(&self) -> Option<Inspection> {
-        self.metadata.inspect(self.metadata_log).ok()?.await.ok().flatten()
+        match self.metadata.inspect(self.metadata_log).ok()?.await.ok()? {
+            Look::Runs(inspection) => Some(*inspection),
+            Look::WaitsForRepair(_) | Look::Nothing => None,
+        }
     }
 
-    /// Looks at a replica of this node.
+    /// Looks at a replica of this node that runs.
     pub async fn inspect(&self, log: LogId) -> Option<Inspection> {
-        self.partitions.inspect(log).ok()?.await.ok().flatten()
+        match self.look(log).await? {
+            Look::Runs(inspection) => Some(*inspection),
+            Look::WaitsForRepair(_) | Look::Nothing => None,
+        }
+    }
+
+    /// Looks what there is of a partition on this node. `None` if the node has too much to do to
+    /// look, or is stopping: that says nothing.
+    pub async fn look(&self, log: LogId) -> Option<Look> {
+        self.partitions.inspect(log).ok()?.await.ok()
     }
 
     /// The replica of a partition on this node.

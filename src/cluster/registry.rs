@@ -99,6 +99,11 @@ impl Registry {
         running.values().map(|running| running.handle.clone()).collect()
     }
 
+    /// The room that appends of all of them share.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// How many run here.
     pub fn len(&self) -> usize {
         self.running.read().expect("nobody panics with the lock").len()
@@ -140,9 +145,17 @@ impl Registry {
             match (replica_here(&self.dir, *log), there.contains(log)) {
                 (Some(_), true) => self.open(*log, wanted, &mut lost)?,
                 _ if !is_current => {}
-                (Some(replica), false) => {
+                (Some(replica), false) if replica == wanted.replica => {
                     let reason = "its files are gone".to_owned();
                     lost.push(LostReplica { log: *log, replica, reason });
+                }
+                (Some(replica), false) => {
+                    tracing::warn!(%log, %replica, "a lost replica has a successor");
+                    // DURABILITY: what the lost one promised is nothing to its successor, which
+                    // has another id; and it must not be taken for it.
+                    self.dir.journal().forget(*log)?;
+                    self.dir.journal().sync()?;
+                    missing.push((*log, wanted));
                 }
                 (None, is_there) => {
                     if is_there {

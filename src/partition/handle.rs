@@ -43,6 +43,12 @@ impl Room {
         Self { permits: Arc::new(Semaphore::new(bytes as usize)), bytes }
     }
 
+    /// How much of it is taken, and how much there is.
+    pub fn used_bytes(&self) -> (u64, u64) {
+        let free = self.permits.available_permits() as u64;
+        (u64::from(self.bytes).saturating_sub(free), self.bytes.into())
+    }
+
     async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.bytes);
         self.permits.clone().acquire_many_owned(bytes).await.ok()
@@ -62,6 +68,8 @@ pub struct Appended {
     pub base_offset: u64,
     /// What "stored" means in this partition.
     pub durability: Durability,
+    /// An earlier attempt has stored it.
+    pub is_duplicate: bool,
 }
 
 /// A batch that is on its way into the log: resolves to where it is stored. Submissions that were
@@ -120,6 +128,9 @@ pub enum AskError {
     /// Nothing was changed, for this reason.
     #[error(transparent)]
     Refused(Refusal),
+    /// Nothing was changed: what the partition was asked before waits for space on the disk.
+    #[error("the disk of the partition's leader is full")]
+    DiskFull,
     /// Nothing was changed: the node has too much to do, or is stopping.
     #[error(transparent)]
     NotTaken(#[from] Refused),
@@ -132,7 +143,11 @@ impl AskError {
     /// True if the same request may succeed later, without a change by whoever sent it.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::NotLeader { .. } | Self::Transferring | Self::NotTaken(_) | Self::Unknown => true,
+            Self::NotLeader { .. }
+            | Self::Transferring
+            | Self::DiskFull
+            | Self::NotTaken(_)
+            | Self::Unknown => true,
             Self::Refused(refusal) => refusal.is_retriable(),
         }
     }
@@ -181,8 +196,9 @@ impl Handle {
     /// and nothing has happened.
     ///
     /// # Errors
-    /// [`AskError::NotTaken`]: nothing has changed.
+    /// [`AskError::NotTaken`], [`AskError::DiskFull`]: nothing has changed.
     pub async fn submit(&self, batch: Batch, acks: Acks) -> Result<Submitted, AskError> {
+        self.check_disk()?;
         let hold = self.room.take(batch.payload.len()).await;
         self.send(Ask::Append { batch, acks }, hold)
     }
@@ -190,10 +206,18 @@ impl Handle {
     /// Sends a batch on its way if there is room for it at once.
     ///
     /// # Errors
-    /// [`AskError::NotTaken`]: nothing has changed. Without room, the node is overloaded.
+    /// [`AskError::NotTaken`], [`AskError::DiskFull`]: nothing has changed. Without room, the node
+    /// is overloaded.
     pub fn try_submit(&self, batch: Batch, acks: Acks) -> Result<Submitted, AskError> {
+        self.check_disk()?;
         let hold = self.room.try_take(batch.payload.len()).ok_or(Refused::Overloaded)?;
         self.send(Ask::Append { batch, acks }, Some(hold))
+    }
+
+    /// Lets nothing in that would wait for space behind what does already: it is better refused,
+    /// as long as that is sure.
+    fn check_disk(&self) -> Result<(), AskError> {
+        if self.host.is_stalled(self.group) { Err(AskError::DiskFull) } else { Ok(()) }
     }
 
     fn send(&self, ask: Ask, hold: Option<OwnedSemaphorePermit>) -> Result<Submitted, AskError> {
@@ -357,7 +381,9 @@ impl Handle {
 
 fn appended(response: Response) -> Result<Appended, AskError> {
     match response {
-        Response::Appended { base_offset, durability } => Ok(Appended { base_offset, durability }),
+        Response::Appended { base_offset, durability, is_duplicate } => {
+            Ok(Appended { base_offset, durability, is_duplicate })
+        }
         other => Err(error_of(&other)),
     }
 }

@@ -11,7 +11,7 @@ use super::control::{Command, GroupId, OffsetCommit};
 use super::error::Refusal;
 use super::in_flight::{Admission, InFlight};
 use super::pending::{Pending, Waiter};
-use super::producers::Submission;
+use super::producers::{Answer, Submission};
 use super::progress;
 use super::reads::{Read, Reads};
 use super::state::{Applied, Effect, Reply, State};
@@ -109,6 +109,8 @@ pub enum Response {
         base_offset: u64,
         /// What "stored" means in this partition.
         durability: Durability,
+        /// An earlier attempt has stored it.
+        is_duplicate: bool,
     },
     /// The command was followed.
     Followed(Reply),
@@ -209,8 +211,13 @@ impl Replica {
         };
         leading.catch_up(group);
         let durability = group.durability();
-        let answer = |answer| match answer {
-            Ok(base_offset) => Response::Appended { base_offset, durability },
+        let stored = |base_offset, is_duplicate| Response::Appended {
+            base_offset,
+            durability,
+            is_duplicate,
+        };
+        let answer = |answer: Answer| match answer {
+            Ok(base_offset) => stored(base_offset, true),
             Err(refusal) => Response::Refused(refusal),
         };
         let admission = leading.in_flight.check(self.state.producers(), &batch.submission());
@@ -224,7 +231,7 @@ impl Replica {
             Admission::Answer(now) => return Some(answer(now)),
             Admission::AnswerAfter { index, answer: then } => (index, answer(then)),
             Admission::Append => match propose(leading, batch.into_draft(), group, now) {
-                Ok(entry) => (entry.header.index, answer(Ok(entry.header.base_offset))),
+                Ok(entry) => (entry.header.index, stored(entry.header.base_offset, false)),
                 Err(refused) => return Some(refused),
             },
         };

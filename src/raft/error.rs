@@ -46,3 +46,18 @@ pub enum Dropped {
     #[error("the sender is not in the group")]
     Stranger,
 }
+
+impl Dropped {
+    /// The reason in a word, as metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnknownGroup => "unknown_group",
+            Self::WrongReplica => "wrong_replica",
+            Self::Busy => "busy",
+            Self::FutureTerm => "future_term",
+            Self::OutOfRange => "out_of_range",
+            Self::Promised => "promised",
+            Self::Stranger => "stranger",
+        }
+    }
+}

@@ -48,7 +48,9 @@ pub use self::disk::{CheckpointOf, Disk, read_base, read_cold, read_supply};
 pub use self::effects::{ColdRead, Cure, Damaged, Effects, Fault, Mend, Persist, Step, Supply};
 pub use self::envelope::{Envelope, Lane, MessageKind};
 pub use self::error::{Dropped, NotProposed};
-pub use self::group::{Boot, Draft, Durability, Follower, Group, Incidents, Inspection, Role};
+pub use self::group::{
+    Boot, Draft, Durability, Follower, Group, Incidents, Inspection, Look, Role,
+};
 pub use self::hard_state::{Checkpoint, HardState, Promise};
 pub use self::host::{Counts, Host, HostConfig, Hosted, OnFatal, Refused, Reply, SendFrame};
 pub use self::input::Input;

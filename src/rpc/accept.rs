@@ -43,7 +43,7 @@ pub fn incoming(
 ) -> ReceiverStream<io::Result<Conn>> {
     let (ready, connections) = mpsc::channel(READY_MAX);
     let acceptor = Acceptor {
-        places: Arc::new(Places::new(door, limits)),
+        places: Arc::new(Places::new(door, limits, counters.clone())),
         preface_timeout: limits.preface_timeout,
         counters,
         ready,
@@ -143,9 +143,12 @@ impl Acceptor {
     }
 
     fn take(&self, stream: TcpStream, from: SocketAddr) {
-        let Some(place) = Places::take(&self.places, from.ip()) else {
-            add(&self.counters.connections_refused, 1);
-            return;
+        let place = match Places::take(&self.places, from.ip()) {
+            Ok(place) => place,
+            Err(Full::All) => return add(&self.counters.connections_refused, 1),
+            Err(Full::OfAddress) => {
+                return add(&self.counters.connections_refused_of_address, 1);
+            }
         };
         add(&self.counters.connections_taken, 1);
         let acceptor = self.clone();
@@ -185,6 +188,14 @@ struct Places {
     max: usize,
     per_address_max: usize,
     taken: Mutex<Taken>,
+    counters: Arc<Counters>,
+}
+
+/// Which places are all taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    All,
+    OfAddress,
 }
 
 #[derive(Debug, Default)]
@@ -194,25 +205,28 @@ struct Taken {
 }
 
 impl Places {
-    fn new(door: Door, limits: &Limits) -> Self {
+    fn new(door: Door, limits: &Limits, counters: Arc<Counters>) -> Self {
         let per_address_max = match door {
             Door::Clients => limits.connections_per_address_max,
             // Several nodes may share a machine.
             Door::Peers => limits.connections_max,
         };
-        Self { max: limits.connections_max, per_address_max, taken: Mutex::default() }
+        Self { max: limits.connections_max, per_address_max, taken: Mutex::default(), counters }
     }
 
-    fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
         let address = address.to_canonical();
         let mut taken = self.taken.lock().expect("nobody panics with the lock");
         let of_address = taken.by_address.get(&address).copied().unwrap_or(0);
-        if taken.all >= self.max || of_address >= self.per_address_max {
-            return None;
+        if taken.all >= self.max {
+            return Err(Full::All);
+        }
+        if of_address >= self.per_address_max {
+            return Err(Full::OfAddress);
         }
         taken.all += 1;
         taken.by_address.insert(address, of_address + 1);
-        Some(Place { places: self.clone(), address })
+        Ok(Place { places: self.clone(), address })
     }
 }
 
@@ -225,6 +239,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        add(&self.places.counters.connections_ended, 1);
         let mut taken = self.places.taken.lock().expect("nobody panics with the lock");
         taken.all -= 1;
         let of_address = taken.by_address.get_mut(&self.address).expect("a place was counted");
@@ -315,7 +330,10 @@ mod tests {
         }
         let mut refused = TcpStream::connect(address).await.unwrap();
         assert!(is_closed(&mut refused).await);
-        assert_eq!(counters.connections_refused.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert_eq!(
+            counters.connections_refused_of_address.load(std::sync::atomic::Ordering::Relaxed),
+            1
+        );
         clients.pop();
         let mut again = TcpStream::connect(address).await.unwrap();
         again.write_all(PREFACE).await.unwrap();
@@ -326,14 +344,14 @@ mod tests {
     fn places_are_counted_by_address_and_in_all() {
         let limits =
             Limits { connections_max: 3, connections_per_address_max: 2, ..Limits::default() };
-        let places = Arc::new(Places::new(Door::Clients, &limits));
+        let places = Arc::new(Places::new(Door::Clients, &limits, Arc::default()));
         let (one, two) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
         let held = [Places::take(&places, one), Places::take(&places, mapped)];
-        assert!(held.iter().all(Option::is_some));
-        assert!(Places::take(&places, one).is_none(), "the address has its share");
+        assert!(held.iter().all(Result::is_ok));
+        assert_eq!(Places::take(&places, one).err(), Some(Full::OfAddress));
         let other = Places::take(&places, two);
-        assert!(Places::take(&places, two).is_none(), "there are no more places");
+        assert_eq!(Places::take(&places, two).err(), Some(Full::All));
         drop((held, other));
         assert_eq!(places.taken.lock().unwrap().all, 0);
         assert!(places.taken.lock().unwrap().by_address.is_empty());

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use super::channels::{FORWARD_HEADER, FORWARD_OFF};
+use super::traced::{put_trace, trace_of};
+use crate::types::TraceContext;
 
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 /// How long a call without a deadline may take.
@@ -25,29 +27,32 @@ pub struct Call {
     pub deadline: Instant,
     /// Another node may be asked.
     pub may_forward: bool,
+    /// The trace that the call belongs to.
+    pub trace: Option<TraceContext>,
 }
 
 impl Call {
     /// Reads a call's header.
     pub fn of(header: &MetadataMap) -> Self {
         let timeout = timeout_of(header).unwrap_or(TIMEOUT_DEFAULT).min(TIMEOUT_MAX);
-        Self::lasting(timeout, may_forward(header))
+        Self::lasting(timeout, Origin::of(header))
     }
 
     /// Reads the header of a call that is to wait up to `wait` for something to happen.
     pub fn waiting(header: &MetadataMap, wait: Duration) -> Self {
         let own = wait.min(TIMEOUT_MAX) + TIMEOUT_DEFAULT;
-        Self::lasting(timeout_of(header).map_or(own, |given| given.min(own)), may_forward(header))
+        Self::lasting(timeout_of(header).map_or(own, |given| given.min(own)), Origin::of(header))
     }
 
-    fn lasting(timeout: Duration, may_forward: bool) -> Self {
+    fn lasting(timeout: Duration, origin: Origin) -> Self {
         let way_back = (timeout / 10).min(ANSWER_TIME_MAX);
-        Self { deadline: Instant::now() + (timeout - way_back), may_forward }
+        let Origin { may_forward, trace } = origin;
+        Self { deadline: Instant::now() + (timeout - way_back), may_forward, trace }
     }
 
     /// A call that was part of another one, with as much time as a call of its own.
-    pub fn within_stream(may_forward: bool) -> Self {
-        Self { deadline: Instant::now() + TIMEOUT_DEFAULT, may_forward }
+    pub fn within_stream(Origin { may_forward, trace }: Origin) -> Self {
+        Self { deadline: Instant::now() + TIMEOUT_DEFAULT, may_forward, trace }
     }
 
     /// The time that is left.
@@ -59,19 +64,41 @@ impl Call {
     pub fn forwarded<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.time_left());
-        mark_forwarded(&mut request);
+        mark_forwarded(&mut request, self.trace);
         request
     }
 }
 
+/// Where a call comes from, and what that means for where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Another node may be asked.
+    pub may_forward: bool,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceContext>,
+}
+
+impl Origin {
+    /// A node does it by itself.
+    pub const OWN: Self = Self { may_forward: true, trace: None };
+    /// A node does it by itself, and by its own replicas alone.
+    pub const HERE: Self = Self { may_forward: false, trace: None };
+
+    /// Reads a call's header.
+    pub fn of(header: &MetadataMap) -> Self {
+        Self { may_forward: may_forward(header), trace: trace_of(header) }
+    }
+}
+
 /// Says that a request is not to be passed on once more.
-pub(super) fn mark_forwarded<T>(request: &mut tonic::Request<T>) {
+pub(super) fn mark_forwarded<T>(request: &mut tonic::Request<T>, trace: Option<TraceContext>) {
     let value = tonic::metadata::MetadataValue::from_static(FORWARD_OFF);
     request.metadata_mut().insert(FORWARD_HEADER, value);
+    put_trace(request, trace);
 }
 
 /// True unless the header says that the call is not to be passed on.
-pub(super) fn may_forward(header: &MetadataMap) -> bool {
+fn may_forward(header: &MetadataMap) -> bool {
     header.get(FORWARD_HEADER).is_none_or(|value| value.as_bytes() != FORWARD_OFF.as_bytes())
 }
 

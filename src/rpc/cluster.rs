@@ -1,5 +1,7 @@
 //! The cluster service: its nodes, and who does what.
 
+mod node;
+
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -234,6 +236,13 @@ impl ClusterService for ClusterApi {
         _: Request<api::DescribeClusterRequest>,
     ) -> Result<Response<api::DescribeClusterResponse>, Status> {
         answer(self.describe().await)
+    }
+
+    async fn describe_node(
+        &self,
+        _: Request<api::DescribeNodeRequest>,
+    ) -> Result<Response<api::DescribeNodeResponse>, Status> {
+        Ok(Response::new(node::describe(&self.context).await))
     }
 
     async fn get_topology(

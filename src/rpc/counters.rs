@@ -1,18 +1,21 @@
 //! Counters: what there was to count. Whoever shows them reads them; nothing is reset.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tonic::Code;
+use uuid::Uuid;
 
 use super::error::Error;
 use super::status;
 use crate::proto::server::ErrorReason;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Timing};
 
 /// The methods that are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
     /// One batch.
     Produce,
@@ -34,6 +37,8 @@ pub enum Method {
     ListGroups,
     /// Deleting a group.
     DeleteGroup,
+    /// Reading as a member of a group.
+    Consume,
     /// Committing offsets.
     CommitOffsets,
     /// Asking how far a group is.
@@ -44,7 +49,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Produce,
         Self::ProduceStream,
         Self::Fetch,
@@ -55,6 +60,7 @@ impl Method {
         Self::DescribeGroup,
         Self::ListGroups,
         Self::DeleteGroup,
+        Self::Consume,
         Self::CommitOffsets,
         Self::FetchOffsets,
         Self::ResetOffsets,
@@ -75,6 +81,7 @@ impl Method {
             Self::DescribeGroup => "GroupService/DescribeGroup",
             Self::ListGroups => "GroupService/ListGroups",
             Self::DeleteGroup => "GroupService/DeleteGroup",
+            Self::Consume => "GroupService/Consume",
             Self::CommitOffsets => "GroupService/CommitOffsets",
             Self::FetchOffsets => "GroupService/FetchOffsets",
             Self::ResetOffsets => "GroupService/ResetOffsets",
@@ -83,7 +90,7 @@ impl Method {
 }
 
 /// A code as the gRPC specification writes it.
-fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",
@@ -113,7 +120,13 @@ const CODES: usize = Code::Unauthenticated as usize + 1;
 pub struct Counters {
     metrics: Arc<Metrics>,
     calls: [[AtomicU64; CODES]; METHODS],
+    durations: [Timing; METHODS],
+    forwarded: [AtomicU64; METHODS],
+    streams: [AtomicU64; METHODS],
     rejected: Mutex<BTreeMap<ErrorReason, u64>>,
+    topics: ArcSwap<HashMap<Uuid, Arc<TopicCounters>>>,
+    /// Calls under way that are no streams.
+    pub in_flight: AtomicU64,
     /// Bytes of batches that came in and were stored.
     pub bytes_in: AtomicU64,
     /// Bytes of batches that were read.
@@ -122,8 +135,14 @@ pub struct Counters {
     pub records_in: AtomicU64,
     /// Records that were read; some of a first batch may not have been asked for.
     pub records_out: AtomicU64,
-    /// Calls that were passed on.
-    pub forwarded: AtomicU64,
+    /// Batches that came in and were stored.
+    pub batches_in: AtomicU64,
+    /// Of these, the ones that an earlier attempt had stored.
+    pub duplicates: AtomicU64,
+    /// Batches that were read.
+    pub batches_out: AtomicU64,
+    /// Times that a subscription had something to send and no credit for it.
+    pub credit_stalls: AtomicU64,
     /// Reads that had to wait for a disk.
     pub cold_reads: AtomicU64,
     /// Offsets of groups that were committed.
@@ -136,10 +155,61 @@ pub struct Counters {
     pub members_expired: AtomicU64,
     /// Connections that were taken.
     pub connections_taken: AtomicU64,
-    /// Connections that were refused for their number, in all or of one address.
+    /// Of these, the ones that have ended.
+    pub connections_ended: AtomicU64,
+    /// Connections that were refused because there were too many in all.
     pub connections_refused: AtomicU64,
+    /// Connections that were refused because there were too many of their address.
+    pub connections_refused_of_address: AtomicU64,
     /// Connections that were cut because they did not speak HTTP/2 in time.
     pub connections_silent: AtomicU64,
+}
+
+/// What there was to count of one topic.
+#[derive(Debug, Default)]
+pub struct TopicCounters {
+    /// Records that came in and were stored.
+    pub records_in: AtomicU64,
+    /// Bytes of batches that came in and were stored.
+    pub bytes_in: AtomicU64,
+    /// Records that were read.
+    pub records_out: AtomicU64,
+    /// Bytes of batches that were read.
+    pub bytes_out: AtomicU64,
+}
+
+/// A call that is no stream, while it is under way.
+#[derive(Debug)]
+pub(super) struct Measured<'a> {
+    counters: &'a Counters,
+    method: Method,
+    started: Instant,
+}
+
+impl Measured<'_> {
+    pub(super) fn end<T>(self, outcome: &Result<T, Error>) {
+        self.counters.durations[self.method as usize].observe(self.started.elapsed());
+        self.counters.count(self.method, outcome);
+    }
+}
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        self.counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream that is open, as long as it is held.
+#[derive(Debug)]
+pub(super) struct OpenStream {
+    counters: Arc<Counters>,
+    method: Method,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.counters.streams[self.method as usize].fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Counters {
@@ -149,26 +219,92 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counters that tell `metrics` of each call.
+    /// Counters that tell `metrics` how long calls take, and what was refused.
     pub fn new(metrics: Arc<Metrics>) -> Self {
+        let durations = Method::ALL.map(|method| metrics.rpc.request_duration.of([method.name()]));
         Self {
             metrics,
             calls: Default::default(),
+            durations,
+            forwarded: Default::default(),
+            streams: Default::default(),
             rejected: Mutex::default(),
+            topics: ArcSwap::default(),
+            in_flight: AtomicU64::default(),
             bytes_in: AtomicU64::default(),
             bytes_out: AtomicU64::default(),
             records_in: AtomicU64::default(),
             records_out: AtomicU64::default(),
-            forwarded: AtomicU64::default(),
+            batches_in: AtomicU64::default(),
+            duplicates: AtomicU64::default(),
+            batches_out: AtomicU64::default(),
+            credit_stalls: AtomicU64::default(),
             cold_reads: AtomicU64::default(),
             offsets_committed: AtomicU64::default(),
             offsets_refused: AtomicU64::default(),
             records_missed: AtomicU64::default(),
             members_expired: AtomicU64::default(),
             connections_taken: AtomicU64::default(),
+            connections_ended: AtomicU64::default(),
             connections_refused: AtomicU64::default(),
+            connections_refused_of_address: AtomicU64::default(),
             connections_silent: AtomicU64::default(),
         }
+    }
+
+    /// Begins to measure a call that is no stream.
+    pub(super) fn begin(&self, method: Method) -> Measured<'_> {
+        add(&self.in_flight, 1);
+        Measured { counters: self, method, started: Instant::now() }
+    }
+
+    /// Counts a stream for as long as what is returned is held.
+    pub(super) fn open_stream(counters: &Arc<Self>, method: Method) -> OpenStream {
+        add(&counters.streams[method as usize], 1);
+        OpenStream { counters: counters.clone(), method }
+    }
+
+    /// Counts a call that is passed on.
+    pub(super) fn forward(&self, method: Method) {
+        add(&self.forwarded[method as usize], 1);
+    }
+
+    /// The counters of a topic. Neither waits nor allocates but for the first time.
+    pub(super) fn topic(&self, id: Uuid) -> Arc<TopicCounters> {
+        if let Some(known) = self.topics.load().get(&id) {
+            return known.clone();
+        }
+        self.topics.rcu(|topics| {
+            let mut topics = HashMap::clone(topics);
+            topics.entry(id).or_default();
+            topics
+        });
+        self.topics.load().get(&id).cloned().unwrap_or_default()
+    }
+
+    /// The counters of all topics that were used.
+    pub fn topics(&self) -> Arc<HashMap<Uuid, Arc<TopicCounters>>> {
+        self.topics.load_full()
+    }
+
+    /// Forgets topics that are gone.
+    pub fn retain_topics(&self, is_there: impl Fn(Uuid) -> bool) {
+        if self.topics.load().keys().any(|id| !is_there(*id)) {
+            self.topics.rcu(|topics| {
+                let mut topics = HashMap::clone(topics);
+                topics.retain(|id, _| is_there(*id));
+                topics
+            });
+        }
+    }
+
+    /// Calls that were passed on, and streams that are open, by method.
+    pub fn by_method(&self) -> [(Method, u64, u64); METHODS] {
+        Method::ALL.map(|method| {
+            let of =
+                |counts: &[AtomicU64; METHODS]| counts[method as usize].load(Ordering::Relaxed);
+            (method, of(&self.forwarded), of(&self.streams))
+        })
     }
 
     /// Counts what a call came to.
@@ -178,7 +314,6 @@ impl Counters {
             Err(error) => self.reject(error),
         };
         self.calls[method as usize][code as usize].fetch_add(1, Ordering::Relaxed);
-        self.metrics.rpc.requests.of([method.name(), code_name(code)]).inc();
     }
 
     fn reject(&self, error: &Error) -> Code {

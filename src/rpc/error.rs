@@ -158,7 +158,9 @@ impl Error {
             | Self::NoLeader
             | Self::Starting
             | Self::Overloaded
-            | Self::Storage(storage::Error::Cold) => Effect::NotDone,
+            | Self::Storage(storage::Error::Cold | storage::Error::NoSpace { .. }) => {
+                Effect::NotDone
+            }
             Self::OutcomeUnknown => Effect::Unknown,
             Self::Ask(error) => effect_of_ask(error),
             Self::Passed(status) => effect_of_status(status),
@@ -229,6 +231,7 @@ fn effect_of_ask(error: &AskError) -> Effect {
     match error {
         AskError::NotLeader { .. }
         | AskError::Transferring
+        | AskError::DiskFull
         | AskError::NotTaken(raft::Refused::Overloaded) => Effect::NotDone,
         AskError::Unknown => Effect::Unknown,
         AskError::NotTaken(raft::Refused::Stopped) | AskError::Refused(_) => Effect::Final,
@@ -242,6 +245,7 @@ fn effect_of_status(status: &Status) -> Effect {
             | ErrorReason::NoLeader
             | ErrorReason::Draining
             | ErrorReason::Starting
+            | ErrorReason::DiskFull
             | ErrorReason::Overloaded,
         ) => Effect::NotDone,
         Some(ErrorReason::OutcomeUnknown) => Effect::Unknown,

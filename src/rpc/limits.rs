@@ -9,6 +9,7 @@ use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
 
 use super::slow_body::SlowBodyLayer;
+use super::traced::TraceLayer;
 
 /// Longest message of any service, in bytes: what clients of all languages accept by default.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -58,6 +59,8 @@ pub struct Limits {
     pub connection_age_max: Duration,
     /// How long calls may go on after that.
     pub connection_age_grace: Duration,
+    /// How long a client that reads records may be silent, or not read what it asked for.
+    pub reader_silence_max: Duration,
     /// Streams of one connection of a client.
     pub streams_max: u32,
     /// Streams of one connection of a node.
@@ -83,6 +86,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(10),
             connection_age_max: Duration::from_secs(4 * 60 * 60),
             connection_age_grace: Duration::from_secs(10 * 60),
+            reader_silence_max: Duration::from_secs(30),
             streams_max: 100,
             peer_streams_max: 4_096,
             calls_max: 20_000,
@@ -95,7 +99,7 @@ impl Default for Limits {
 }
 
 /// A server of which everything is limited; services are yet to be added.
-pub type Builder = Server<Stack<SlowBodyLayer, Identity>>;
+pub type Builder = Server<Stack<TraceLayer, Stack<SlowBodyLayer, Identity>>>;
 
 /// A server for one of the doors, with all limits set.
 ///
@@ -125,5 +129,5 @@ pub fn server_builder(door: Door, limits: &Limits) -> Builder {
             .max_connection_age(limits.connection_age_max)
             .max_connection_age_grace(limits.connection_age_grace),
     };
-    server.layer(SlowBodyLayer::new(limits.body_timeout))
+    server.layer(SlowBodyLayer::new(limits.body_timeout)).layer(TraceLayer)
 }

@@ -15,6 +15,7 @@
 //! | ports | `serve` | which services are served where |
 //! | error, status | `error`, `status` | why a call failed; the one table to gRPC codes |
 //! | limits, accept | `limits`, `accept`, `slow_body` | what strangers may cost |
+//! | traces | `traced` | which trace a call belongs to |
 //! | channels | `channels` | connections to other nodes |
 //! | counters | `counters` | what there was to count |
 //! | convert | `convert` | the API's values and ours |
@@ -42,12 +43,13 @@ mod serve;
 mod slow_body;
 pub mod status;
 mod topic;
+mod traced;
 
 pub use self::call::Call;
 pub use self::channels::{Channels, FORWARD_HEADER, FORWARD_OFF};
 pub use self::cluster::ClusterApi;
 pub use self::context::{Context, Found, Route, Target};
-pub use self::counters::{Counters, Method};
+pub use self::counters::{Counters, Method, code_name};
 pub use self::error::{Effect, Error};
 pub use self::group::{GroupApi, forget_deleted};
 pub use self::limits::Limits;
@@ -55,3 +57,4 @@ pub use self::log::LogApi;
 pub use self::serve::Ports;
 pub use self::slow_body::SlowBodyLayer;
 pub use self::topic::TopicApi;
+pub use self::traced::TraceLayer;

@@ -130,7 +130,12 @@ impl Ports {
         gate: Gate,
         stops: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let (limits, counters) = (self.limits.clone(), self.counters.clone());
+        let limits = self.limits.clone();
+        let counters = match door {
+            Door::Clients => self.counters.clone(),
+            // Connections of other nodes are none of clients.
+            Door::Peers => Arc::default(),
+        };
         async move {
             let stopping = stopped(stops.clone());
             let connections = accept::incoming(listener, door, &limits, counters, stopping);

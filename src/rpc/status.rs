@@ -254,6 +254,7 @@ fn of_ask(error: &AskError) -> (Reason, Metadata) {
             (Reason::NotLeader, leader.into_iter().collect())
         }
         AskError::Transferring => (Reason::NoLeader, vec![]),
+        AskError::DiskFull => (Reason::DiskFull, vec![]),
         AskError::Refused(refusal) => of_refusal(refusal),
         AskError::NotTaken(raft::Refused::Overloaded) => (Reason::Overloaded, vec![]),
         AskError::NotTaken(raft::Refused::Stopped) => (Reason::Draining, vec![]),

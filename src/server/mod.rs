@@ -126,7 +126,7 @@ impl Server {
         let mut tasks = start_tasks(&settings, &context, registration, readiness, &fatal_sender);
         let low_water_bytes = settings.storage.low_water_bytes;
         measure::connect(&ports.metrics, &context, ready.clone(), low_water_bytes);
-        tasks.spawn(measure::push(ports.metrics.clone(), context.counters().clone()));
+        tasks.spawn(measure::push(ports.metrics.clone(), context.clone()));
         ports.open(&context, ready.clone());
         let mover = Mover::new(context.clone());
         let drain_timeout = settings.drain_timeout;

@@ -123,7 +123,8 @@ impl Mover {
             let Ok(channel) = self.context.channel(voter.node()) else { continue };
             let status = peer::inspect_replica(channel, self.node.cluster(), log).await;
             let has_it = |status: &ReplicaStatus| {
-                status.replica == *voter && status.membership_index >= index
+                let is_known = status.membership_index >= index;
+                status.replica == *voter && is_known && !status.waits_for_repair
             };
             if status.is_ok_and(|status| status.as_ref().is_some_and(has_it)) {
                 have.insert(*voter);

@@ -13,6 +13,7 @@ use super::journal::Journal;
 use super::segment::Segment;
 use super::spare::Spares;
 use super::sync::LogSync;
+use crate::telemetry::Timing;
 use crate::types::LogId;
 
 /// Name of the file that keeps space aside.
@@ -32,6 +33,8 @@ pub(super) struct Context {
     pub(super) failure: Arc<Failure>,
     /// Counts changes of what is damaged or suspected, in all logs.
     pub(super) damage_news: Arc<AtomicU64>,
+    /// How long syncs took.
+    pub(super) syncs: Timing,
     /// What there is to sync of each log that was opened.
     pub(super) logs: Mutex<BTreeMap<LogId, Weak<LogSync>>>,
     /// Held as long as anything of the directory is.

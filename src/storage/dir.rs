@@ -30,6 +30,7 @@ use super::open::{self, free_path};
 use super::recovery::{Class, RecoveryReport};
 use super::spare::Spares;
 use super::sync::{OnRound, Syncer};
+use crate::telemetry::Timing;
 use crate::types::LogId;
 
 pub(super) const MARKER: &str = "quipu.dir";
@@ -87,6 +88,7 @@ impl DataDir {
             open_segments,
             failure,
             damage_news: Arc::default(),
+            syncs: Timing::default(),
             logs: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
@@ -109,6 +111,16 @@ impl DataDir {
     /// What the system said.
     pub fn free_bytes(&self) -> Result<u64> {
         self.context.fs.free_bytes(&self.context.root).at("look at", &self.context.root)
+    }
+
+    /// Appends are refused when less than this would stay free.
+    pub fn low_water_bytes(&self) -> u64 {
+        self.context.config.low_water_bytes
+    }
+
+    /// How long syncs took so far, and from now on.
+    pub fn syncs(&self) -> Timing {
+        self.context.syncs.clone()
     }
 
     /// Counts changes of what is damaged or suspected in the logs: who has seen a number need look

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use super::context::Context;
 use super::error::{Error, Result};
@@ -409,11 +410,14 @@ impl Core {
 
     fn perform(&self, task: Task) -> Result<()> {
         self.context.failure.check()?;
-        match task {
+        let started = Instant::now();
+        let done = match task {
             Task::Log(log) => log.sync().map(drop),
             Task::Journal => self.context.journal.sync().map(drop),
             Task::Filesystem(logs) => self.sync_filesystem(&logs),
-        }
+        };
+        self.context.syncs.observe(started.elapsed());
+        done
     }
 
     /// Makes many logs durable with one sync of the file system, and with a second one if files got

@@ -3,7 +3,7 @@
 //! * [`Metrics`]: one registry for each server, so that several fit in one process. What happens is
 //!   counted by handles; what only is, and what others count already, is asked for when it is read.
 //! * [`http`]: the port with `/metrics`, `/healthz` and `/readyz`.
-//! * [`tracing`]: how the process logs. [`TraceContext`]: the `traceparent` of a request.
+//! * [`tracing`]: how the process logs.
 //!
 //! It knows no other part of the server: numbers come to it, or are read through closures. No text
 //! that a user chose is a label: topics are named by their ids.
@@ -11,10 +11,10 @@
 pub mod http;
 mod metrics;
 mod process;
-mod trace_context;
 pub mod tracing;
 
 pub use metrics::{
-    Cluster, Described, Groups, Kind, Labeled, Metrics, Replication, Rpc, Storage, TopicMetrics,
+    Cluster, Described, Groups, Kind, Labeled, Metrics, Replication, Rpc, Storage, Timing,
+    TopicMetrics,
 };
-pub use trace_context::{BadTraceparent, TraceContext};
+pub use process::{Process, filesystem_of};

@@ -10,8 +10,8 @@ use ::tracing::Span;
 use ::tracing::subscriber::Subscriber;
 use uuid::Uuid;
 
-use super::trace_context::TraceContext;
 use crate::config::{Log, LogFormat};
+use crate::types::TraceContext;
 
 /// Makes the process log as `log` says, from now to its end.
 ///
@@ -46,9 +46,11 @@ where
 
 /// Returns the span of one request, with an id of its own and the id of its trace. Every line that
 /// is logged in it carries both.
-pub fn request_span(method: &'static str, trace: &TraceContext) -> Span {
+pub fn request_span(method: &str, trace: &TraceContext) -> Span {
     let request_id = Uuid::new_v4().simple();
-    ::tracing::info_span!("request", method, %request_id, trace_id = %trace.trace_id())
+    let (trace_id, parent_id) = (trace.trace_id(), trace.parent_id());
+    // Not left out however little is logged: what is logged says which request it was about.
+    ::tracing::error_span!("request", method, %request_id, %trace_id, %parent_id)
 }
 
 #[cfg(test)]

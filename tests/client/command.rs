@@ -140,3 +140,16 @@ async fn shells_get_their_completions() {
         assert!(out(&quipu(&fake, &["completions", shell], "").await).contains("quipu"));
     }
 }
+
+#[tokio::test]
+async fn a_trace_goes_with_records_that_have_none() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let fake = Fake::start(1).await;
+    out(&quipu(&fake, &["produce", TOPIC, "--traceparent", TRACE, "--header", "h=1"], "a").await);
+    let own = ["produce", TOPIC, "--traceparent", TRACE, "--header", "traceparent=mine"];
+    out(&quipu(&fake, &own, "b").await);
+    let read = quipu(&fake, &["consume", TOPIC, "--to-end", "-o", "%v %h\\n"], "").await;
+    assert_eq!(out(&read), format!("a h=1,traceparent={TRACE}\nb traceparent=mine\n"));
+    let bad = quipu(&fake, &["produce", TOPIC, "--traceparent", "00-0-0-01"], "a").await;
+    assert_eq!(bad.status.code(), Some(2));
+}

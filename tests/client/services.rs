@@ -143,6 +143,7 @@ impl ClusterService for Node {
     }
 
     not_served! {
+        describe_node(DescribeNodeRequest) -> DescribeNodeResponse;
         drain_node(DrainNodeRequest) -> DrainNodeResponse;
         undrain_node(UndrainNodeRequest) -> UndrainNodeResponse;
         move_partition(MovePartitionRequest) -> MovePartitionResponse;

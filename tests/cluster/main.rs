@@ -10,6 +10,7 @@ pub fn log() {
 
 mod founding;
 mod groups;
+mod metrics;
 mod processes;
 mod python;
 mod retention;

@@ -4,6 +4,7 @@
 
 mod crashes;
 mod directories;
+mod doctor;
 mod load;
 mod membership;
 mod nodes;

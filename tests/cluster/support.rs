@@ -61,11 +61,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `nodes` servers that found a cluster, and waits until all are ready.
     pub async fn start(nodes: u64) -> Self {
+        Self::start_with(nodes, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn start_with(nodes: u64, change: impl Fn(&mut Settings)) -> Self {
         crate::log();
         let root = tempfile::tempdir().unwrap();
         let seeds: Vec<_> = (1..=nodes).map(|node| (node, free_address())).collect();
-        let settings: Vec<_> =
+        let mut settings: Vec<_> =
             seeds.iter().map(|(node, peer)| settings(root.path(), *node, *peer, &seeds)).collect();
+        settings.iter_mut().for_each(change);
         let starting = settings.iter().cloned().map(|s| tokio::spawn(Server::start(s)));
         let mut servers = Vec::new();
         for server in starting.collect::<Vec<_>>() {

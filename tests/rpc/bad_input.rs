@@ -181,3 +181,58 @@ async fn a_fetch_that_asks_to_wait_for_a_day_is_answered_before_its_deadline() {
     request.set_timeout(std::time::Duration::from_millis(500));
     assert!(client.fetch(request).await.unwrap().into_inner().batches.is_empty());
 }
+
+/// Bytes that are sent as they are, whatever they mean.
+#[derive(Debug, Default)]
+struct Raw(Vec<u8>);
+
+impl prost::Message for Raw {
+    fn encode_raw(&self, buf: &mut impl bytes::BufMut) {
+        buf.put_slice(&self.0);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: prost::encoding::WireType,
+        buf: &mut impl bytes::Buf,
+        ctx: prost::encoding::DecodeContext,
+    ) -> Result<(), prost::DecodeError> {
+        prost::encoding::skip_field(wire_type, tag, buf, ctx)
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_none_are_refused_and_harm_nobody() {
+    let (cluster, mut client) = cluster().await;
+    let mut grpc = tonic::client::Grpc::new(cluster.nodes[0].channel().await);
+    let cases = [
+        ("text that is none", b"\x0a\x02\xff\xfe".to_vec()),
+        ("groups within groups", vec![0x0b; 10_000]),
+        ("a length beyond the end", b"\x0a\xff\xff\xff\xff\x0f".to_vec()),
+        ("a number without an end", vec![0xff; 64]),
+        ("a field of another type", b"\x0d\x01\x00\x00\x00".to_vec()),
+    ];
+    for method in ["Produce", "Fetch", "ListOffsets", "InitProducer"] {
+        for (what, bytes) in &cases {
+            grpc.ready().await.unwrap();
+            let path = format!("/quipu.v1.LogService/{method}").try_into().unwrap();
+            let codec = tonic_prost::ProstCodec::<Raw, Raw>::default();
+            let status = grpc.unary(Request::new(Raw(bytes.clone())), path, codec).await;
+            let status = status.expect_err(what);
+            assert_eq!(status.code(), Code::Internal, "{method}, {what}: {status}");
+        }
+        nothing_has_changed(&cluster, &mut client).await;
+    }
+    // An acknowledgment that nobody knows is not taken for one that is known.
+    let produce = ProduceRequest { acks: i32::MIN, ..request("t", 0, 1) };
+    assert_eq!(reason(client.produce(produce).await), ErrorReason::InvalidField);
+}

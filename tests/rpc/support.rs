@@ -1,7 +1,8 @@
 //! Nodes in one process: real files, threads and connections; Raft frames take a short cut.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,8 +18,7 @@ use quipu::proto::server::log_service_client::LogServiceClient;
 use quipu::proto::server::{ErrorReason, ProduceRequest};
 use quipu::raft::{Config, Host, HostConfig, Machine, Membership, create_replica};
 use quipu::rpc::limits::{Door, Limits, server_builder};
-use quipu::rpc::{Channels, Context, Counters, LogApi, accept, status};
-use quipu::storage::fs::os::OsFs;
+use quipu::rpc::{Channels, ClusterApi, Context, Counters, LogApi, TopicApi, accept, status};
 use quipu::storage::{self, DataDir, SyncRequest};
 use quipu::types::{ClusterId, LogId, NodeId, ReplicaId};
 use tempfile::TempDir;
@@ -27,6 +27,8 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
+
+use crate::filling::FillingFs;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const CLUSTER: Uuid = Uuid::from_u128(0xC1);
@@ -47,13 +49,15 @@ pub struct Served {
     pub node: Arc<Node>,
     pub context: Context,
     pub address: SocketAddr,
+    /// Its disk has no room for more.
+    pub is_full: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
 }
 
 /// Some nodes.
 pub struct Cluster {
     pub nodes: Vec<Served>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -65,7 +69,9 @@ impl Cluster {
             listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
         let network: Arc<Network> = Arc::default();
-        let dirs: Vec<_> = (1..=count).map(|n| open_dir(dir.path(), n)).collect();
+        let full: Vec<Arc<AtomicBool>> = (0..count).map(|_| Arc::default()).collect();
+        let dirs: Vec<_> =
+            (1..=count).zip(&full).map(|(n, full)| open_dir(dir.path(), n, full)).collect();
         let founders: Vec<Founder> = (1..=count)
             .zip(&listeners)
             .map(|(node, listener)| Founder {
@@ -77,9 +83,12 @@ impl Cluster {
         let founding = Founding { cluster: CLUSTER.into(), founders };
         let mut nodes = Vec::new();
         for ((n, dir), listener) in (1..=count).zip(dirs).zip(listeners) {
-            nodes.push(start(n, &dir, &founding, &network, listener, &limits));
+            let is_full = full[n as usize - 1].clone();
+            let mut served = start(n, &dir, &founding, &network, listener, &limits);
+            served.is_full = is_full;
+            nodes.push(served);
         }
-        let cluster = Self { nodes, _dir: dir };
+        let cluster = Self { nodes, dir };
         for founder in &founding.founders {
             cluster.propose(Verb::RegisterNode(registration(founder)).into()).await;
         }
@@ -136,6 +145,17 @@ impl Cluster {
         self.nodes[0].node.state().topic_named(topic).unwrap().log_id(partition)
     }
 
+    /// The segments of a partition's log on a node, in order.
+    pub fn segments(&self, node: u64, topic: &str, partition: u32) -> Vec<PathBuf> {
+        let log = self.log(topic, partition).to_string();
+        let files = self.dir.path().join(node.to_string()).join("logs").join(log);
+        let files = std::fs::read_dir(files).unwrap().map(|file| file.unwrap().path());
+        let mut segments: Vec<_> =
+            files.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+        segments.sort();
+        segments
+    }
+
     /// The node that leads a partition, once one does and all others know it.
     pub async fn leader(&self, topic: &str, partition: u32) -> &Served {
         let log = self.log(topic, partition);
@@ -174,10 +194,15 @@ impl Cluster {
 }
 
 impl Served {
+    /// A connection of its own.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
     /// A client of its own connection.
     pub async fn client(&self) -> Client {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        LogServiceClient::new(endpoint.connect().await.unwrap())
+        LogServiceClient::new(self.channel().await)
             .max_encoding_message_size(64 << 20)
             .max_decoding_message_size(64 << 20)
     }
@@ -200,14 +225,15 @@ fn registration(founder: &Founder) -> RegisterNode {
     RegisterNode { node, is_founder: true, replaces: None }
 }
 
-fn open_dir(root: &Path, node: u64) -> Arc<DataDir> {
+fn open_dir(root: &Path, node: u64, is_full: &Arc<AtomicBool>) -> Arc<DataDir> {
     let config = storage::Config {
         segment_bytes: 4 << 20,
         low_water_bytes: 0,
         reserve_bytes: 0,
         ..storage::Config::default()
     };
-    let dir = DataDir::open(Arc::new(OsFs::new()), &root.join(node.to_string()), config);
+    let dir =
+        DataDir::open(Arc::new(FillingFs::new(is_full)), &root.join(node.to_string()), config);
     Arc::new(dir.unwrap())
 }
 
@@ -246,9 +272,12 @@ fn start(
     };
     let incoming = accept::incoming(listener, Door::Clients, limits, counters, shutdown);
     let router = server_builder(Door::Clients, limits)
-        .add_service(LogApi::new(context.clone()).into_service());
+        .add_service(LogApi::new(context.clone()).into_service())
+        .add_service(TopicApi::new(context.clone()).into_service())
+        .add_service(ClusterApi::new(context.clone()).into_service());
     tokio::spawn(router.serve_with_incoming(incoming));
-    Served { node, context, address, stop }
+    let is_full = Arc::default();
+    Served { node, context, address, is_full, stop }
 }
 
 /// Keeps the replicas of a node as the metadata wants them.
@@ -307,7 +336,8 @@ where
             let _alive = &network;
             ways[to.0 as usize - 1].try_send(frame.to_bytes()).is_ok()
         }),
-        on_fatal: Arc::new(|error| panic!("the disk failed: {error}")),
+        // A panic would end the process. The directory goes while the last threads still run.
+        on_fatal: Arc::new(|error| println!("the disk failed: {error}")),
     }
 }
 

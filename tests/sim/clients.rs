@@ -278,7 +278,7 @@ impl Clients {
         let client = &mut self.all[n];
         let ledger = self.ledgers.get_mut(&client.group).expect("every group has a ledger");
         match response {
-            Response::Appended { base_offset, durability } => {
+            Response::Appended { base_offset, durability, .. } => {
                 assert_eq!(durability, self.durability, "the answer says how it is stored");
                 self.tally.add("acknowledged", 1);
                 self.tally.add("acknowledged-records", u64::from(write.batch.record_count));

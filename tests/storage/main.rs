@@ -9,6 +9,7 @@ mod doubles;
 mod exhaustive;
 mod faults;
 mod hardship;
+mod links;
 mod misplaced;
 mod model;
 mod promises;

@@ -29,6 +29,7 @@ use super::retry::random_fraction;
 use super::{Acks, Client, Error, Failure};
 use crate::batch::{BatchBuilder, Codec, Record};
 use crate::proto::client::ErrorReason;
+use crate::types::TRACEPARENT;
 
 /// Batches of a partition that can be on their way at once: a server recognizes so many when they
 /// come again. With more of them, one that was stored and not answered could be taken for one out
@@ -215,6 +216,19 @@ impl Producer {
     /// # Cancel safety
     /// As [`Producer::send`].
     pub async fn send_to(&self, partition: u32, record: &Record<'_>) -> Result<Delivery, Error> {
+        let has_trace = || record.headers.iter().any(|(name, _)| *name == TRACEPARENT);
+        match self.inner.client.config().trace.filter(|_| !has_trace()) {
+            None => self.take(partition, record).await,
+            Some(trace) => {
+                let text = trace.to_string();
+                let header: (&str, &[u8]) = (TRACEPARENT, text.as_bytes());
+                let headers: Vec<_> = record.headers.iter().copied().chain([header]).collect();
+                self.take(partition, &Record { headers: &headers, ..*record }).await
+            }
+        }
+    }
+
+    async fn take(&self, partition: u32, record: &Record<'_>) -> Result<Delivery, Error> {
         let inner = &*self.inner;
         let accumulator = inner.accumulators.get(partition as usize);
         let accumulator = accumulator.ok_or_else(|| inner.unknown_partition(partition))?;

@@ -27,6 +27,17 @@ pub struct Inspection {
     pub followers: Vec<Follower>,
 }
 
+/// What a host has of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing.
+    Nothing,
+    /// A replica that does not run before others have given it the entries that it lost.
+    WaitsForRepair(ReplicaId),
+    /// A replica that runs.
+    Runs(Box<Inspection>),
+}
+
 /// A follower, as its leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Follower {

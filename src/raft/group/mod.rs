@@ -31,7 +31,7 @@ mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
 
-pub use self::inspect::{Follower, Inspection};
+pub use self::inspect::{Follower, Inspection, Look};
 use ::raft::{GetEntriesContext, RawNode, StateRole};
 use bytes::Bytes;
 

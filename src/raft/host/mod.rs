@@ -28,7 +28,7 @@ use self::turn::{ColdJob, Turn};
 use super::config::Config;
 use super::envelope::{Envelope, Lane, MessageKind};
 use super::error::NotProposed;
-use super::group::{Inspection, mix};
+use super::group::{Look, mix};
 use super::input::Input;
 use super::machine::Machine;
 use super::membership::Operation;
@@ -128,7 +128,7 @@ enum Mail<M: Machine> {
         operations: Vec<Operation>,
         reply: oneshot::Sender<Result<u64, NotProposed>>,
     },
-    Inspect(LogId, oneshot::Sender<Option<Inspection>>),
+    Inspect(LogId, oneshot::Sender<Look>),
     Synced(storage::Result<Vec<u64>>),
     Read(Input<M>),
     Retain(LogId, Policy),
@@ -203,6 +203,12 @@ where
         Ok(receiver)
     }
 
+    /// True if entries of a group wait for space on the disk, as of a moment ago: what is asked of
+    /// it now would wait as well.
+    pub fn is_stalled(&self, group: LogId) -> bool {
+        self.counters.is_stalled(group)
+    }
+
     /// Asks a group something.
     ///
     /// # Errors
@@ -239,11 +245,11 @@ where
         Ok(receiver)
     }
 
-    /// Looks at a group. The receiver gets nothing if the group is not here.
+    /// Looks at a group.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn inspect(&self, group: LogId) -> Result<oneshot::Receiver<Option<Inspection>>, Refused> {
+    pub fn inspect(&self, group: LogId) -> Result<oneshot::Receiver<Look>, Refused> {
         let (reply, receiver) = oneshot::channel();
         self.post(group, Mail::Inspect(group, reply))?;
         Ok(receiver)

@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use super::super::disk::{Disk, read_base, read_cold, read_supply};
 use super::super::effects::{ColdRead, Fault, Persist, Supply};
 use super::super::error::NotProposed;
-use super::super::group::{Durability, Group};
+use super::super::group::{Durability, Group, Look};
 use super::super::input::Input;
 use super::super::log_view::Divergence;
 use super::super::machine::{Machine, Now, Ticket};
@@ -224,7 +224,7 @@ impl<M: Machine> Turn<M> {
             }
             Mail::Inspect(group, reply) => {
                 // Who has gone away is told nothing.
-                let _ = reply.send(self.shard.group(group).map(Group::inspect));
+                let _ = reply.send(self.look(group));
             }
             Mail::Synced(round) => self.inputs.extend(round?.into_iter().map(Input::Stored)),
             Mail::Read(input) => self.inputs.push(input),
@@ -232,6 +232,14 @@ impl<M: Machine> Turn<M> {
             Mail::Stop => self.is_stopping = true,
         }
         Ok(())
+    }
+
+    fn look(&self, group: LogId) -> Look {
+        match (self.shard.group(group), self.shard.waiting_for_repair(group)) {
+            (Some(found), _) => Look::Runs(Box::new(found.inspect())),
+            (None, Some(replica)) => Look::WaitsForRepair(replica),
+            (None, None) => Look::Nothing,
+        }
     }
 
     fn perform(&mut self, persists: Vec<Persist>) -> storage::Result<()> {
@@ -260,6 +268,7 @@ impl<M: Machine> Turn<M> {
     fn answer(&mut self) {
         for published in self.out.published.drain(..) {
             if let Some(sender) = self.published.get(&published.group) {
+                self.counters.follow(&sender.borrow(), &published);
                 sender.send_replace(published);
             }
         }
@@ -358,7 +367,9 @@ impl<M: Machine> Turn<M> {
     }
 
     fn tend(&mut self) -> storage::Result<()> {
-        let stalled = self.disk.stalled().count() as u64;
+        let stalled = self.disk.stalled().collect::<Vec<_>>();
+        self.counters.note_state(self.number, &stalled, self.shard.damage());
+        let stalled = stalled.len() as u64;
         if stalled > 0 {
             self.counters.appends_stalled(stalled);
             let shard = &self.shard;

@@ -75,6 +75,19 @@ impl Mender {
 }
 
 impl<M: Machine> Shard<M> {
+    /// The replica of a group that does not run before what it lacks is mended.
+    pub fn waiting_for_repair(&self, group: LogId) -> Option<ReplicaId> {
+        Some(self.menders.get(&group)?.damaged.as_ref()?.replica)
+    }
+
+    /// How many logs are damaged, and of these how many replicas do not run because of it.
+    pub fn damage(&self) -> (u64, u64) {
+        let waiting = self.menders.values().filter(|mender| mender.damaged.is_some()).count();
+        let damaged = self.menders.len();
+        assert!(waiting <= damaged, "{waiting} replicas wait for the repair of {damaged} logs");
+        (damaged as u64, waiting as u64)
+    }
+
     pub(super) fn note_damaged(&mut self, damaged: Damaged) {
         self.node = Some(damaged.replica.node());
         let group = damaged.group;

@@ -6,6 +6,7 @@ use prost::Message as _;
 use super::super::call::Call;
 use super::super::channels::group_client;
 use super::super::context::Context;
+use super::super::counters::Method;
 use super::super::error::Error;
 use super::super::status;
 use super::leaders;
@@ -37,7 +38,7 @@ pub(super) async fn follow(
 ) -> Vec<Result<Followed, Error>> {
     let here = |handle: Handle, command| async move { follow_here(&handle, command).await };
     let there = |node, commands| follow_there(context, node, commands, call);
-    leaders::ask(context, commands, call, here, there).await
+    leaders::ask(context, Method::CommitOffsets, commands, call, here, there).await
 }
 
 async fn follow_here(handle: &Handle, command: Command) -> Result<Followed, Error> {

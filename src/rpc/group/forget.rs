@@ -1,6 +1,6 @@
 //! Forgetting: the progress of groups that were deleted, in the partitions that are led here.
 
-use super::super::call::Call;
+use super::super::call::{Call, Origin};
 use super::super::context::Context;
 use super::super::error::Error;
 use super::commands::follow;
@@ -36,7 +36,7 @@ pub async fn forget_deleted(context: &Context) -> Result<(), Error> {
     };
     seen.retain(|(_, group)| is_deleted(group));
     let commands = seen.into_iter().map(|(log, group)| (log, Command::DeleteGroup(group)));
-    for outcome in follow(context, commands.collect(), Call::within_stream(false)).await {
+    for outcome in follow(context, commands.collect(), Call::within_stream(Origin::HERE)).await {
         if let Err(error) = outcome {
             // Whoever leads by now looks after it.
             tracing::debug!(%error, "a deleted group is not forgotten yet");

@@ -8,7 +8,7 @@ use tokio::time::timeout_at;
 
 use super::super::call::{Call, Pauses};
 use super::super::context::{Context, Route};
-use super::super::counters::add;
+use super::super::counters::Method;
 use super::super::error::{Effect, Error};
 use crate::partition::Handle;
 use crate::types::{LogId, NodeId};
@@ -38,12 +38,13 @@ impl<Q, A> Open<Q, A> {
 }
 
 /// Asks each question where its partition is led: `here` of a replica on this node, `there` all
-/// those of another node at once. What fails is asked again until the call's deadline, so it has to
+/// those of another node at once, which is counted for `method`. What fails is asked again until the call's deadline, so it has to
 /// be something that can be done twice.
 ///
 /// Returns an answer for each question, in their order.
 pub(super) async fn ask<Q, A, H, T>(
     context: &Context,
+    method: Method,
     questions: Vec<(LogId, Q)>,
     call: Call,
     here: impl Fn(Handle, Q) -> H,
@@ -58,7 +59,7 @@ where
     let mut all: Vec<Open<Q, A>> = questions.into_iter().map(open).collect();
     let mut pauses = Pauses::new();
     loop {
-        attempt(context, &mut all, call, &here, &there).await;
+        attempt(context, method, &mut all, call, &here, &there).await;
         let is_over = !call.may_forward || !all.iter().any(Open::is_open);
         if is_over || !pauses.pause(call.deadline).await {
             break;
@@ -69,6 +70,7 @@ where
 
 async fn attempt<Q, A, H, T>(
     context: &Context,
+    method: Method,
     all: &mut [Open<Q, A>],
     call: Call,
     here: &impl Fn(Handle, Q) -> H,
@@ -91,7 +93,7 @@ async fn attempt<Q, A, H, T>(
         (n, timeout_at(call.deadline, asked).await.unwrap_or(Err(Error::OutcomeUnknown)))
     });
     let remote = remote.into_iter().map(|(node, places)| {
-        add(&context.counters().forwarded, 1);
+        context.counters().forward(method);
         let questions = places.iter().map(|n| (all[*n].log, all[*n].question.clone()));
         let asked = there(node, questions.collect());
         async move {

@@ -28,11 +28,12 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 pub use self::forget::forget_deleted;
-use super::call::{Call, may_forward};
+use super::call::{Call, Origin};
 use super::context::Context;
-use super::counters::{Method, add};
+use super::counters::{Counters, Method, add};
 use super::error::Error;
 use super::limits::{MESSAGE_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
 use crate::proto::internal;
@@ -72,11 +73,12 @@ impl GroupApi {
         method: Method,
         outcome: impl Future<Output = Result<T, Error>>,
     ) -> Result<Response<T>, Status> {
+        let measured = self.context.counters().begin(method);
         let outcome = match self.context.enter() {
             Ok(_permit) => outcome.await,
             Err(error) => Err(error),
         };
-        self.context.counters().count(method, &outcome);
+        measured.end(&outcome);
         outcome.map(Response::new).map_err(Status::from)
     }
 
@@ -141,13 +143,15 @@ impl GroupService for GroupApi {
         request: Request<Streaming<api::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let permit = self.context.enter()?;
-        let may_forward = may_forward(request.metadata());
+        let held = (permit, Counters::open_stream(self.context.counters(), Method::Consume));
+        let origin = Origin::of(request.metadata());
         let (answers, stream) = mpsc::channel(consume::MESSAGES_MAX);
         let (context, requests) = (self.context.clone(), request.into_inner());
-        tokio::spawn(async move {
-            consume::consume(context, requests, may_forward, answers).await;
-            drop(permit);
-        });
+        let serving = async move {
+            consume::consume(context, requests, origin, answers).await;
+            drop(held);
+        };
+        tokio::spawn(serving.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::super::call::Call;
 use super::super::channels::group_client;
 use super::super::context::Context;
+use super::super::counters::Method;
 use super::super::error::Error;
 use super::super::log::read;
 use super::commands::{decode_error, encode_error, log_id};
@@ -29,7 +30,7 @@ pub(super) async fn inspect(
         async move { inspect_here(context, &handle, group, start).await }
     };
     let there = |node, places| inspect_there(context, node, group.clone(), places, call);
-    leaders::ask(context, places, call, here, there).await
+    leaders::ask(context, Method::FetchOffsets, places, call, here, there).await
 }
 
 async fn inspect_here(

@@ -12,9 +12,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::super::call::Call;
+use super::super::call::{Call, Origin};
 use super::super::context::{Context, Target};
 use super::super::convert::encoded_bytes;
+use super::super::counters::add;
 use super::super::error::{Effect, Error};
 use super::fetch;
 use crate::proto::server::{FetchRequest, FetchResponse, StoredBatch};
@@ -103,7 +104,7 @@ type Wait = Pin<Box<dyn Future<Output = (u64, oneshot::Receiver<()>)> + Send>>;
 /// * `reserved` is the part of the credit that reads under way may use.
 pub(in crate::rpc) struct Feed {
     context: Context,
-    may_forward: bool,
+    origin: Origin,
     parts: BTreeMap<u64, Part>,
     ready: VecDeque<u64>,
     reading: FuturesUnordered<Read>,
@@ -111,13 +112,16 @@ pub(in crate::rpc) struct Feed {
     /// Bytes that may be read. Below zero after a batch that was larger than what was left.
     credit: i64,
     reserved: i64,
+    /// There is something to read, and no credit for it.
+    is_stalled: bool,
 }
 
 impl Feed {
-    pub(in crate::rpc) fn new(context: Context, may_forward: bool, credit: i64) -> Self {
+    pub(in crate::rpc) fn new(context: Context, origin: Origin, credit: i64) -> Self {
         Self {
             context,
-            may_forward,
+            origin,
+            is_stalled: false,
             parts: BTreeMap::new(),
             ready: VecDeque::new(),
             reading: FuturesUnordered::new(),
@@ -135,6 +139,7 @@ impl Feed {
     /// Gives credit.
     pub(in crate::rpc) fn give(&mut self, bytes: u32) {
         self.credit = self.credit.saturating_add(i64::from(bytes));
+        self.is_stalled &= self.credit <= 0;
     }
 
     /// Takes in a partition under a new number.
@@ -188,6 +193,10 @@ impl Feed {
     pub(in crate::rpc) async fn next(&mut self) -> (u64, Turn) {
         loop {
             self.start_reads();
+            let is_stalled = self.credit <= 0 && !self.ready.is_empty();
+            if is_stalled && !std::mem::replace(&mut self.is_stalled, is_stalled) {
+                add(&self.context.counters().credit_stalls, 1);
+            }
             tokio::select! {
                 Some((key, reserved, found)) = self.reading.next() => {
                     self.reserved -= i64::from(reserved);
@@ -219,7 +228,7 @@ impl Feed {
             part.at = At::Read;
             self.reserved += i64::from(bytes);
             let request = request(part, bytes, Duration::ZERO);
-            let (context, call) = (self.context.clone(), Call::within_stream(self.may_forward));
+            let (context, call) = (self.context.clone(), Call::within_stream(self.origin));
             self.reading.push(Box::pin(async move {
                 (key, bytes, fetch::fetch(&context, request, call).await)
             }));
@@ -290,10 +299,10 @@ impl Feed {
                 }
             });
         }
-        let (context, may_forward) = (self.context.clone(), self.may_forward);
+        let (context, origin) = (self.context.clone(), self.origin);
         let request = request(part, 1, REMOTE_WAIT);
         self.wait(key, async move {
-            let call = Call::within_stream(may_forward);
+            let call = Call::within_stream(origin);
             // What it says is asked again, with the bytes that there is credit for.
             if fetch::fetch(&context, request, call).await.is_err() {
                 sleep(REST).await;

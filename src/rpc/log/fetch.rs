@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
 use super::super::call::Call;
 use super::super::channels::log_client;
 use super::super::context::{Context, Route, Target};
 use super::super::convert::{encoded_bytes, stored_batch};
-use super::super::counters::add;
+use super::super::counters::{Method, add};
 use super::super::error::{Effect, Error};
 use super::super::limits::ANSWER_BYTES_MAX;
 use crate::partition::{FetchError, Fetched, Handle};
@@ -118,7 +119,7 @@ async fn read_there(
 ) -> Result<FetchResponse, Error> {
     for node in others {
         let Ok(channel) = context.channel(node) else { continue };
-        add(&context.counters().forwarded, 1);
+        context.counters().forward(Method::Fetch);
         let left = wanted.wait_until.saturating_duration_since(Instant::now());
         let max_wait_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let request = call.forwarded(FetchRequest { max_wait_ms, ..request.clone() });
@@ -205,7 +206,7 @@ fn moved_on(error: FetchError, requested: u64) -> Error {
 
 fn respond(context: &Context, wanted: &Wanted, fetched: &Fetched) -> FetchResponse {
     let (batches, next_offset) = fit(fetched, ANSWER_BYTES_MAX);
-    count_read(context, &batches);
+    count_read(context, wanted.target.topic_id, &batches);
     FetchResponse {
         topic_id: wanted.target.topic_id.to_string(),
         batches,
@@ -216,10 +217,16 @@ fn respond(context: &Context, wanted: &Wanted, fetched: &Fetched) -> FetchRespon
 }
 
 /// Counts what is given to a reader.
-pub(super) fn count_read(context: &Context, batches: &[StoredBatch]) {
+fn count_read(context: &Context, topic: Uuid, batches: &[StoredBatch]) {
     let counters = context.counters();
-    add(&counters.bytes_out, batches.iter().map(|batch| batch.batch.len() as u64).sum());
-    add(&counters.records_out, batches.iter().map(|batch| u64::from(batch.record_count)).sum());
+    let bytes = batches.iter().map(|batch| batch.batch.len() as u64).sum();
+    let records = batches.iter().map(|batch| u64::from(batch.record_count)).sum();
+    add(&counters.batches_out, batches.len() as u64);
+    add(&counters.bytes_out, bytes);
+    add(&counters.records_out, records);
+    let topic = counters.topic(topic);
+    add(&topic.bytes_out, bytes);
+    add(&topic.records_out, records);
 }
 
 /// The batches that fit an answer of `bytes_max` bytes, at least one, and where to go on.

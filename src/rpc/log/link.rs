@@ -20,6 +20,7 @@ use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{
     ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
 };
+use crate::types::TraceContext;
 
 /// Requests that wait to be sent to one node.
 const QUEUE_MAX: usize = 256;
@@ -38,9 +39,9 @@ pub(super) struct Link {
 
 impl Link {
     /// Opens a stream of requests over `channel`.
-    pub(super) fn open(channel: Channel) -> Self {
+    pub(super) fn open(channel: Channel, trace: Option<TraceContext>) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(run(channel, queue));
+        tokio::spawn(run(channel, queue, trace));
         Self { requests }
     }
 
@@ -57,9 +58,13 @@ impl Link {
     }
 }
 
-async fn run(channel: Channel, queue: mpsc::Receiver<(ProduceRequest, Answer)>) {
+async fn run(
+    channel: Channel,
+    queue: mpsc::Receiver<(ProduceRequest, Answer)>,
+    trace: Option<TraceContext>,
+) {
     let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
-    let end = exchange(channel, queue, &waiting).await;
+    let end = exchange(channel, queue, &waiting, trace).await;
     let left = waiting.lock().expect("nobody panics with the lock").take();
     for answer in left.into_iter().flat_map(HashMap::into_values) {
         // Whoever does not wait any more needs no answer.
@@ -72,6 +77,7 @@ async fn exchange(
     channel: Channel,
     queue: mpsc::Receiver<(ProduceRequest, Answer)>,
     waiting: &Waiting,
+    trace: Option<TraceContext>,
 ) -> Status {
     let noting = waiting.clone();
     let mut request_id = 0;
@@ -82,7 +88,7 @@ async fn exchange(
         Some(ProduceStreamRequest { request_id, produce: Some(produce) })
     });
     let mut request = Request::new(requests);
-    mark_forwarded(&mut request);
+    mark_forwarded(&mut request, trace);
     let mut answers = match log_client(channel).produce_stream(request).await {
         Ok(answers) => answers.into_inner(),
         Err(status) => return status,

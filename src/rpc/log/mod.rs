@@ -27,12 +27,13 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 pub(super) use self::fetch::read;
 use self::pipeline::Pipeline;
-use super::call::{Call, may_forward};
+use super::call::{Call, Origin};
 use super::context::Context;
-use super::counters::Method;
+use super::counters::{Counters, Method};
 use super::error::Error;
 use super::limits::MESSAGE_BYTES_MAX;
 use crate::proto::server as api;
@@ -61,8 +62,15 @@ impl LogApi {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn answer<T>(&self, method: Method, outcome: Result<T, Error>) -> Result<Response<T>, Status> {
-        self.context.counters().count(method, &outcome);
+    /// Answers a call that is no stream, and measures it.
+    async fn answer<T>(
+        &self,
+        method: Method,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Response<T>, Status> {
+        let measured = self.context.counters().begin(method);
+        let outcome = work.await;
+        measured.end(&outcome);
         outcome.map(Response::new).map_err(Status::from)
     }
 }
@@ -74,8 +82,8 @@ impl LogService for LogApi {
         request: Request<api::ProduceRequest>,
     ) -> Result<Response<api::ProduceResponse>, Status> {
         let call = Call::of(request.metadata());
-        let outcome = produce::produce(&self.context, request.into_inner(), call).await;
-        self.answer(Method::Produce, outcome)
+        let work = produce::produce(&self.context, request.into_inner(), call);
+        self.answer(Method::Produce, work).await
     }
 
     type ProduceStreamStream = Answers<api::ProduceStreamResponse>;
@@ -85,11 +93,16 @@ impl LogService for LogApi {
         request: Request<Streaming<api::ProduceStreamRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
         let permit = self.context.enter()?;
-        let may_forward = may_forward(request.metadata());
-        let pipeline = Pipeline::new(self.context.clone(), request.into_inner(), may_forward);
-        let answers = stream::unfold((pipeline, permit), |(mut pipeline, permit)| async move {
-            let answer = pipeline.next().await?;
-            Some((answer, (pipeline, permit)))
+        let held = (permit, Counters::open_stream(self.context.counters(), Method::ProduceStream));
+        let origin = Origin::of(request.metadata());
+        let pipeline = Pipeline::new(self.context.clone(), request.into_inner(), origin);
+        let span = tracing::Span::current();
+        let answers = stream::unfold((pipeline, held), move |(mut pipeline, held)| {
+            let next = async move {
+                let answer = pipeline.next().await?;
+                Some((answer, (pipeline, held)))
+            };
+            next.instrument(span.clone())
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -99,8 +112,8 @@ impl LogService for LogApi {
         request: Request<api::FetchRequest>,
     ) -> Result<Response<api::FetchResponse>, Status> {
         let call = Call::waiting(request.metadata(), fetch::wait_of(request.get_ref()));
-        let outcome = fetch::fetch(&self.context, request.into_inner(), call).await;
-        self.answer(Method::Fetch, outcome)
+        let work = fetch::fetch(&self.context, request.into_inner(), call);
+        self.answer(Method::Fetch, work).await
     }
 
     type SubscribeStream = Answers<api::SubscribeResponse>;
@@ -110,13 +123,15 @@ impl LogService for LogApi {
         request: Request<Streaming<api::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let permit = self.context.enter()?;
-        let may_forward = may_forward(request.metadata());
+        let held = (permit, Counters::open_stream(self.context.counters(), Method::Subscribe));
+        let origin = Origin::of(request.metadata());
         let (answers, stream) = mpsc::channel(subscribe::MESSAGES_MAX);
         let (context, requests) = (self.context.clone(), request.into_inner());
-        tokio::spawn(async move {
-            subscribe::subscribe(context, requests, may_forward, answers).await;
-            drop(permit);
-        });
+        let serving = async move {
+            subscribe::subscribe(context, requests, origin, answers).await;
+            drop(held);
+        };
+        tokio::spawn(serving.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -125,8 +140,8 @@ impl LogService for LogApi {
         request: Request<api::ListOffsetsRequest>,
     ) -> Result<Response<api::ListOffsetsResponse>, Status> {
         let call = Call::of(request.metadata());
-        let outcome = offsets::list_offsets(&self.context, request.into_inner(), call).await;
-        self.answer(Method::ListOffsets, outcome)
+        let work = offsets::list_offsets(&self.context, request.into_inner(), call);
+        self.answer(Method::ListOffsets, work).await
     }
 
     async fn init_producer(
@@ -134,7 +149,7 @@ impl LogService for LogApi {
         request: Request<api::InitProducerRequest>,
     ) -> Result<Response<api::InitProducerResponse>, Status> {
         let call = Call::of(request.metadata());
-        let outcome = producer::init_producer(&self.context, request.into_inner(), call).await;
-        self.answer(Method::InitProducer, outcome)
+        let work = producer::init_producer(&self.context, request.into_inner(), call);
+        self.answer(Method::InitProducer, work).await
     }
 }

@@ -12,7 +12,7 @@ use super::super::call::{Call, Pauses};
 use super::super::channels::log_client;
 use super::super::context::{Context, Route, Target};
 use super::super::convert::{self, Place};
-use super::super::counters::add;
+use super::super::counters::Method;
 use super::super::error::{Effect, Error};
 use super::super::limits::NAMED_PARTITIONS_MAX;
 use super::fetch;
@@ -162,7 +162,7 @@ async fn attempt(
     match context.route(target.log, hint) {
         Route::Here(handle) => look_here(context, &handle, target, place).await,
         Route::There(node) if call.may_forward => {
-            add(&context.counters().forwarded, 1);
+            context.counters().forward(Method::ListOffsets);
             let request = ListOffsetsRequest {
                 topic: topic.to_owned(),
                 topic_id: target.topic_id.to_string(),

@@ -21,9 +21,9 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tonic::{Status, Streaming};
 
-use super::super::call::Call;
+use super::super::call::{Call, Origin};
 use super::super::context::{Context, Route, Target, may_be_news};
-use super::super::counters::{Method, add};
+use super::super::counters::Method;
 use super::super::error::{Effect, Error};
 use super::super::status;
 use super::check::{Checked, Unchecked};
@@ -35,7 +35,7 @@ use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{
     ErrorReason, ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
 };
-use crate::types::{LogId, NodeId};
+use crate::types::{LogId, NodeId, TraceContext};
 
 /// How often deadlines are looked at.
 const DEADLINE_TICK: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ pub(super) struct Pipeline {
     context: Context,
     requests: Streaming<ProduceStreamRequest>,
     is_open: bool,
-    may_forward: bool,
+    origin: Origin,
     lanes: Lanes<Item>,
     heads: FuturesUnordered<Head>,
     answers: VecDeque<ProduceStreamResponse>,
@@ -83,6 +83,8 @@ struct Item {
     checked: Option<Box<Checked>>,
     /// One before it was sent again after this was: it may have been refused for that.
     is_overtaking: bool,
+    /// An earlier attempt has stored it.
+    is_duplicate: bool,
 }
 
 /// How a request is on its way.
@@ -109,7 +111,7 @@ impl Pipeline {
     pub(super) fn new(
         context: Context,
         requests: Streaming<ProduceStreamRequest>,
-        may_forward: bool,
+        origin: Origin,
     ) -> Self {
         let mut deadlines = interval(DEADLINE_TICK);
         deadlines.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -117,7 +119,7 @@ impl Pipeline {
             context,
             requests,
             is_open: true,
-            may_forward,
+            origin,
             lanes: Lanes::default(),
             heads: FuturesUnordered::new(),
             answers: VecDeque::new(),
@@ -182,7 +184,7 @@ impl Pipeline {
     fn take(&mut self, request: ProduceStreamRequest) {
         let ProduceStreamRequest { request_id, produce } = request;
         let bytes = produce.as_ref().map_or(0, |produce| produce.batch.len());
-        let call = Call::within_stream(self.may_forward);
+        let call = Call::within_stream(self.origin);
         let ticket = Ticket { request_id, bytes, call };
         self.in_flight += 1;
         self.bytes += bytes;
@@ -236,7 +238,7 @@ impl Pipeline {
     fn fail(&mut self, log: LogId, ticket: Ticket, error: Error) {
         let way = Way::Failed(Some(error));
         let is_sent = !self.lanes.must_wait(log);
-        let item = Item { ticket, way, checked: None, is_overtaking: false };
+        let item = Item { ticket, way, checked: None, is_overtaking: false, is_duplicate: false };
         if let Some(item) = self.lanes.push(log, item, is_sent) {
             self.await_head(log, item);
         }
@@ -246,7 +248,8 @@ impl Pipeline {
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
         let checked = Some(Box::new(checked));
-        let mut item = Item { ticket, way: Way::Waiting, checked, is_overtaking: false };
+        let (way, is_overtaking, is_duplicate) = (Way::Waiting, false, false);
+        let mut item = Item { ticket, way, checked, is_overtaking, is_duplicate };
         let is_sent =
             !self.lanes.must_wait(log) && send_fast(&self.context, &mut self.links, &mut item);
         if let Some(head) = self.lanes.push(log, item, is_sent) {
@@ -276,7 +279,7 @@ impl Pipeline {
                 produced => produced,
             };
             if let (Ok(_), Way::Here(_), Some(checked)) = (&produced, &item.way, &item.checked) {
-                count_stored(self.context.counters(), checked);
+                count_stored(self.context.counters(), checked, item.is_duplicate);
             }
             self.answer(item.ticket, produced);
             let Some((mut next, is_sent)) = self.lanes.next_head(log) else { return };
@@ -367,7 +370,8 @@ impl Item {
         }
     }
 
-    fn stored(&self, appended: Appended) -> Produced {
+    fn stored(&mut self, appended: Appended) -> Produced {
+        self.is_duplicate = appended.is_duplicate;
         let checked = self.checked.as_ref();
         checked.map(|checked| stored(checked, appended)).ok_or(Error::OutcomeUnknown)
     }
@@ -403,7 +407,7 @@ fn send_fast(context: &Context, links: &mut HashMap<NodeId, Link>, item: &mut It
             handle.try_submit(checked.batch.clone(), checked.acks).ok().map(Way::Here)
         }
         Route::There(node) if item.ticket.call.may_forward => {
-            let link = open_link(context, links, node);
+            let link = open_link(context, links, node, item.ticket.call.trace);
             let sent = link.and_then(|link| link.send(for_another_node(checked)));
             sent.map(Way::There)
         }
@@ -419,12 +423,13 @@ fn open_link<'a>(
     context: &Context,
     links: &'a mut HashMap<NodeId, Link>,
     node: NodeId,
+    trace: Option<TraceContext>,
 ) -> Option<&'a Link> {
     links.retain(|_, link| link.is_open());
-    add(&context.counters().forwarded, 1);
+    context.counters().forward(Method::ProduceStream);
     Some(match links.entry(node) {
         Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(new) => new.insert(Link::open(context.channel(node).ok()?)),
+        Entry::Vacant(new) => new.insert(Link::open(context.channel(node).ok()?, trace)),
     })
 }
 

@@ -9,7 +9,7 @@ use super::super::call::{Call, Pauses};
 use super::super::channels::log_client;
 use super::super::context::{Context, Route};
 use super::super::convert;
-use super::super::counters::{Counters, add};
+use super::super::counters::{Counters, Method, add};
 use super::super::error::{Effect, Error};
 use super::check::{Checked, Unchecked};
 use crate::partition::{Appended, AskError, Handle};
@@ -102,7 +102,7 @@ async fn append(
     };
     match timeout_at(call.deadline, submitted?).await {
         Ok(Ok(appended)) => {
-            count_stored(context.counters(), checked);
+            count_stored(context.counters(), checked, appended.is_duplicate);
             Ok(stored(checked, appended))
         }
         Ok(Err(AskError::NotLeader { .. })) => Err(context.not_leader(checked.target.log)),
@@ -122,9 +122,15 @@ pub(super) fn stored(checked: &Checked, appended: Appended) -> ProduceResponse {
 }
 
 /// Counts a batch that was stored here.
-pub(super) fn count_stored(counters: &Counters, checked: &Checked) {
-    add(&counters.bytes_in, checked.batch.payload.len() as u64);
-    add(&counters.records_in, checked.batch.record_count.into());
+pub(super) fn count_stored(counters: &Counters, checked: &Checked, is_duplicate: bool) {
+    let (bytes, records) = (checked.batch.payload.len() as u64, checked.batch.record_count.into());
+    add(&counters.batches_in, 1);
+    add(&counters.duplicates, is_duplicate.into());
+    add(&counters.bytes_in, bytes);
+    add(&counters.records_in, records);
+    let topic = counters.topic(checked.target.topic_id);
+    add(&topic.bytes_in, bytes);
+    add(&topic.records_in, records);
 }
 
 async fn forward(
@@ -133,7 +139,7 @@ async fn forward(
     checked: &Checked,
     call: Call,
 ) -> Result<ProduceResponse, Error> {
-    add(&context.counters().forwarded, 1);
+    context.counters().forward(Method::Produce);
     let mut client = log_client(context.channel(node)?);
     let request = call.forwarded(for_another_node(checked));
     match timeout_at(call.deadline, client.produce(request)).await {

@@ -8,7 +8,7 @@ use tokio::time::timeout_at;
 use super::super::call::{Call, Pauses};
 use super::super::channels::log_client;
 use super::super::context::{Context, Route, Target};
-use super::super::counters::add;
+use super::super::counters::Method;
 use super::super::error::{Effect, Error};
 use crate::partition::{AskError, Command, Handle, InitProducer, Refusal, Reply};
 use crate::proto::server::{InitProducerRequest, InitProducerResponse};
@@ -51,7 +51,7 @@ async fn attempt(
     match context.route(target.log, hint) {
         Route::Here(handle) => init_here(context, &handle, target, request.producer_id).await,
         Route::There(node) if call.may_forward => {
-            add(&context.counters().forwarded, 1);
+            context.counters().forward(Method::InitProducer);
             let mut client = log_client(context.channel(node)?);
             let response = client.init_producer(call.forwarded(request.clone())).await?;
             Ok(response.into_inner())

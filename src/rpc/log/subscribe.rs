@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
-use super::super::call::Call;
+use super::super::call::{Call, Origin};
 use super::super::context::{Context, Target};
 use super::super::convert::{self, Place};
 use super::super::error::Error;
@@ -32,8 +32,6 @@ pub(in crate::rpc) const CREDIT_BYTES_MAX: u32 = 64 << 20;
 pub(in crate::rpc) const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which the server says where it is.
 const SPEAK_EVERY: Duration = Duration::from_secs(5);
-/// Silence after which a client counts as gone.
-const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// A subscription that runs. Its feed has each partition under its number.
 struct Subscription {
@@ -49,10 +47,10 @@ struct Subscription {
 pub(super) async fn subscribe(
     context: Context,
     mut requests: Streaming<SubscribeRequest>,
-    may_forward: bool,
+    origin: Origin,
     answers: mpsc::Sender<Result<SubscribeResponse, Status>>,
 ) {
-    let begun = begin(&context, &mut requests, may_forward).await;
+    let begun = begin(&context, &mut requests, origin).await;
     let outcome = match begun {
         Ok(Some((feed, started))) => {
             let now = Instant::now();
@@ -60,8 +58,9 @@ pub(super) async fn subscribe(
             let mut subscription =
                 Subscription { context, requests, answers, feed, heard: now, spoke: now };
             match subscription.tell(Tell::Started(started)).await {
-                Some(()) => subscription.run().await,
-                None => Ok(()),
+                Ok(true) => subscription.run().await,
+                Ok(false) => Ok(()),
+                Err(error) => Err(error),
             }
         }
         Ok(None) => Ok(()),
@@ -77,7 +76,7 @@ pub(super) async fn subscribe(
 async fn begin(
     context: &Context,
     requests: &mut Streaming<SubscribeRequest>,
-    may_forward: bool,
+    origin: Origin,
 ) -> Result<Option<(Feed, SubscribeStarted)>, Error> {
     let expected = || Error::field("message", "a start, within 5 s of the stream's beginning");
     let first = timeout(START_TIMEOUT, requests.message()).await.map_err(|_| expected())?;
@@ -92,10 +91,10 @@ async fn begin(
         return Err(Error::field("credit_bytes", expected));
     }
     let wanted = wanted(context, &start).await?;
-    let call = Call::within_stream(may_forward);
+    let call = Call::within_stream(origin);
     let targets: Vec<_> = wanted.iter().map(|(_, target)| *target).collect();
     let found = look_up_for_reading(context, &start.topic, wanted, call).await?;
-    let mut feed = Feed::new(context.clone(), may_forward, start.credit_bytes.into());
+    let mut feed = Feed::new(context.clone(), origin, start.credit_bytes.into());
     for (target, found) in targets.iter().zip(&found) {
         feed.add(target.partition.into(), start.topic.clone(), *target, position(found));
     }
@@ -146,14 +145,15 @@ async fn wanted(context: &Context, start: &SubscribeStart) -> Result<Vec<(Place,
 impl Subscription {
     async fn run(&mut self) -> Result<(), Error> {
         loop {
-            let (silent, speak) = (self.heard + SILENT_MAX, self.spoke + SPEAK_EVERY);
+            let silence_max = self.context.limits().reader_silence_max;
+            let (silent, speak) = (self.heard + silence_max, self.spoke + SPEAK_EVERY);
             let is_on = tokio::select! {
                 // What the client says comes first: it may be that it leaves.
                 biased;
                 message = self.requests.message() => self.hear(message)?,
                 (key, turn) = self.feed.next() => self.pass_on(key as u32, turn).await?,
                 () = sleep_until(silent) => return Err(Error::SlowConsumer),
-                () = sleep_until(speak) => self.speak().await,
+                () = sleep_until(speak) => self.speak().await?,
                 () = self.context.draining() => return Err(Error::Draining),
             };
             if !is_on {
@@ -182,10 +182,10 @@ impl Subscription {
     }
 
     /// Says where the subscription is. False if the client has gone.
-    async fn speak(&mut self) -> bool {
+    async fn speak(&mut self) -> Result<bool, Error> {
         let positions = self.feed.positions();
         let positions = positions.map(|(key, position)| told(key as u32, position)).collect();
-        self.tell(Tell::Positions(SubscribePositions { positions })).await.is_some()
+        self.tell(Tell::Positions(SubscribePositions { positions })).await
     }
 
     /// Passes on what a partition's turn came to. False if the client has gone.
@@ -203,14 +203,18 @@ impl Subscription {
             }
             Turn::Failed(error) => return Err(error),
         };
-        Ok(self.tell(message).await.is_some())
+        self.tell(message).await
     }
 
-    /// Says something to the client. `None` if it has gone, or does not read what it asked for.
-    async fn tell(&mut self, message: Tell) -> Option<()> {
+    /// Says something to the client. False if it has gone.
+    ///
+    /// # Errors
+    /// [`Error::SlowConsumer`] if it does not read what it asked for.
+    async fn tell(&mut self, message: Tell) -> Result<bool, Error> {
         let answer = Ok(SubscribeResponse { message: Some(message) });
-        let sent = timeout_at(Instant::now() + SILENT_MAX, self.answers.send(answer)).await;
+        let patience = self.context.limits().reader_silence_max;
+        let sent = timeout(patience, self.answers.send(answer)).await;
         self.spoke = Instant::now();
-        sent.ok()?.ok()
+        Ok(sent.map_err(|_| Error::SlowConsumer)?.is_ok())
     }
 }

@@ -71,6 +71,8 @@ pub struct ReplicaStatus {
     pub high_watermark: u64,
     /// First offset that can be read.
     pub log_start: u64,
+    /// It lost entries and does not run before it has them again; all but its id is 0.
+    pub waits_for_repair: bool,
 }
 
 /// What a node tells all others.
@@ -194,6 +196,7 @@ pub async fn inspect_replica(
         membership_index: found.membership_index,
         high_watermark: found.high_watermark,
         log_start: found.log_start_offset,
+        waits_for_repair: found.waits_for_repair,
     }))
 }
 

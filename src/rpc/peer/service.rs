@@ -20,7 +20,7 @@ use crate::proto::internal::{
     IntroduceRequest, IntroduceResponse, PeerAddress, ProposeRequest, ProposeResponse,
     TransferReplicaRequest, TransferReplicaResponse,
 };
-use crate::raft::Role;
+use crate::raft::{Look, Role};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 /// How long a forwarded command may wait for a leader.
@@ -208,8 +208,18 @@ impl PeerService for PeerServer {
         let node = self.node(&request.cluster_id)?;
         let log = log_id(&request.log_id);
         let log = log.ok_or_else(|| Status::invalid_argument("not a log's id"))?;
-        let Some(found) = node.inspect(log).await else {
-            return Ok(Response::new(InspectReplicaResponse::default()));
+        let found = match node.look(log).await {
+            Some(Look::Runs(found)) => found,
+            Some(Look::Nothing) => return Ok(Response::new(InspectReplicaResponse::default())),
+            Some(Look::WaitsForRepair(replica)) => {
+                return Ok(Response::new(InspectReplicaResponse {
+                    is_here: true,
+                    replica: replica.0,
+                    waits_for_repair: true,
+                    ..InspectReplicaResponse::default()
+                }));
+            }
+            None => return Err(Status::unavailable("the node has too much to do, or is stopping")),
         };
         // DURABILITY: what is told to be on disk is.
         let dir = node.dir().clone();
@@ -228,6 +238,7 @@ impl PeerService for PeerServer {
             committed_index: found.committed,
             high_watermark: status.map_or(0, |status| status.high_watermark),
             log_start_offset: status.map_or(0, |status| status.log_start),
+            waits_for_repair: false,
         }))
     }
 

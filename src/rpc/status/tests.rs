@@ -95,6 +95,7 @@ fn all_errors() -> Vec<Error> {
         FetchError::OutOfRange { requested: 5, log_start: 6, high_watermark: 7 }.into(),
         AskError::NotLeader { leader: Some(ReplicaId::new(NodeId(3), 1)) }.into(),
         AskError::Transferring.into(),
+        AskError::DiskFull.into(),
         AskError::NotTaken(raft::Refused::Stopped).into(),
         AskError::Unknown.into(),
     ];

@@ -78,12 +78,18 @@ async fn status_of(context: &Context, log: LogId) -> Option<ReplicaStatus> {
             let log_start = status.log_start.max(handle.reader().log_start_offset());
             let high_watermark = status.high_watermark;
             let replica = context.node().registry().replica(log)?;
-            Some(ReplicaStatus { replica, membership_index: 0, high_watermark, log_start })
+            Some(ReplicaStatus {
+                replica,
+                membership_index: 0,
+                high_watermark,
+                log_start,
+                waits_for_repair: false,
+            })
         }
         Route::There(node) => {
             let channel = context.channel(node).ok()?;
             let asked = peer::inspect_replica(channel, context.node().cluster(), log).await;
-            asked.ok().flatten()
+            asked.ok().flatten().filter(|status| !status.waits_for_repair)
         }
         Route::Unknown => None,
     }

@@ -43,6 +43,11 @@ impl OsFs {
 
 impl Fs for OsFs {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        // Whoever may change a link decides where everything is written.
+        if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+            let reason = "it is a symbolic link: name the directory that it leads to";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 

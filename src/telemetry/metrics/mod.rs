@@ -13,6 +13,7 @@ mod rpc;
 mod samples;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,7 +21,6 @@ use std::time::SystemTime;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use uuid::Uuid;
@@ -31,6 +31,7 @@ use self::pulled::Source;
 pub use self::rpc::Rpc;
 use self::samples::{CLUSTER, GROUPS, PROCESS, REPLICATION, STORAGE};
 pub use self::samples::{Cluster, Groups, Replication, Storage};
+pub use self::timing::Timing;
 use super::process::Process;
 
 /// The media type of what [`Metrics::text`] returns.
@@ -63,8 +64,6 @@ pub struct Metrics {
     pub produced_duplicates: Counter,
     /// Batches that were served.
     pub fetched_batches: Counter,
-    /// How long one sync of files took.
-    pub storage_sync_duration: Histogram,
     topic_produced_records: Labeled<Counter, 1, String>,
     topic_produced_bytes: Labeled<Counter, 1, String>,
     topic_fetched_records: Labeled<Counter, 1, String>,
@@ -123,13 +122,6 @@ impl Metrics {
                 "Batches that came again and were answered with the offset they have",
             ),
             fetched_batches: r.one("fetched_batches", None, "Batches that were served"),
-            storage_sync_duration: r.add(
-                "storage_sync_duration",
-                Some(Unit::Seconds),
-                "How long one sync of files took",
-                &[],
-                Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
-            ),
             topic_produced_records: topic(
                 &mut r,
                 "topic_produced_records",

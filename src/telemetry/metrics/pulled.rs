@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 use super::catalog::{Kind, Registrar};
+use super::timing::Timing;
 
 /// A metric that is read from a sample `S`.
 pub(super) struct Pulled<S: 'static> {
@@ -24,6 +25,8 @@ pub(super) struct Pulled<S: 'static> {
 pub(super) enum Read<S> {
     Counter(fn(&S) -> u64),
     Gauge(fn(&S) -> u64),
+    /// Durations.
+    Timing(fn(&S) -> Timing),
     /// Counters that differ in this label.
     Counters(&'static str, fn(&S) -> Vec<(&'static str, u64)>),
 }
@@ -45,6 +48,7 @@ impl<S: 'static> Source<S> {
             let (kind, labels) = match metric.read {
                 Read::Counter(_) => (Kind::Counter, Vec::new()),
                 Read::Gauge(_) => (Kind::Gauge, Vec::new()),
+                Read::Timing(_) => (Kind::Histogram, Vec::new()),
                 Read::Counters(label, _) => (Kind::Counter, vec![label]),
             };
             let unit = metric.unit.as_ref();
@@ -73,6 +77,7 @@ impl<S: 'static> Collector for Puller<S> {
             let kind = match metric.read {
                 Read::Counter(_) | Read::Counters(..) => MetricType::Counter,
                 Read::Gauge(_) => MetricType::Gauge,
+                Read::Timing(_) => MetricType::Histogram,
             };
             let unit = metric.unit.as_ref();
             let of = encoder.encode_descriptor(metric.name, metric.help, unit, kind)?;
@@ -87,6 +92,7 @@ impl<S> Read<S> {
         match self {
             Self::Counter(read) => ConstCounter::new(read(sample)).encode(encoder),
             Self::Gauge(read) => ConstGauge::new(read(sample)).encode(encoder),
+            Self::Timing(read) => read(sample).encode(encoder),
             Self::Counters(label, read) => {
                 read(sample).into_iter().try_for_each(|(value, count)| {
                     let labels = [(*label, value)];

@@ -1,13 +1,11 @@
 //! What is counted where clients call.
 
-use std::time::Duration;
-
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Unit;
 
 use super::catalog::{Labeled, Registrar};
+use super::timing::Timing;
 
 /// Calls and connections of clients. A method is called `LogService/Produce`, a code `NOT_FOUND`.
 #[derive(Debug)]
@@ -15,7 +13,7 @@ pub struct Rpc {
     /// Calls that were answered: method, gRPC code.
     pub requests: Labeled<Counter, 2>,
     /// How long calls took: method.
-    pub request_duration: Labeled<Histogram, 1>,
+    pub request_duration: Labeled<Timing, 1>,
     /// Calls under way that are not streams.
     pub requests_in_flight: Gauge,
     /// Calls that were passed on to the leader: method.
@@ -52,7 +50,7 @@ impl Rpc {
                 Some(Unit::Seconds),
                 ["method"],
                 "How long calls took that are not streams, from their first byte to their last",
-                || Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
+                Timing::default,
             ),
             requests_in_flight: r.one(
                 "rpc_requests_in_flight",
@@ -90,12 +88,5 @@ impl Rpc {
             ),
             streams: r.labeled("rpc_streams", None, ["method"], "Streams now", Gauge::default),
         }
-    }
-
-    /// Counts a call that is not a stream and was answered. `method` is a name from the API and
-    /// never what a client called.
-    pub fn answered(&self, method: &'static str, code: &'static str, took: Duration) {
-        self.requests.of([method, code]).inc();
-        self.request_duration.of([method]).observe(took.as_secs_f64());
     }
 }

@@ -3,6 +3,7 @@
 use prometheus_client::registry::Unit;
 
 use super::pulled::{Pulled, Read};
+use super::timing::Timing;
 use crate::telemetry::process::Process;
 
 /// What a node's host of replicas says of itself. Counters count from the start of the process.
@@ -31,7 +32,7 @@ pub struct Replication {
 }
 
 /// What a node's log engine says of itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Storage {
     /// Bytes that can still be allocated on the disk of the data directory.
     pub disk_free_bytes: u64,
@@ -39,6 +40,8 @@ pub struct Storage {
     pub disk_low_water_bytes: u64,
     /// A sync or write failed; the node must be restarted.
     pub has_failed: bool,
+    /// How long syncs took.
+    pub syncs: Timing,
 }
 
 /// What a node knows of its cluster, from the metadata as far as it has come here.
@@ -147,6 +150,12 @@ pub(super) static STORAGE: &[Pulled<Storage>] = &[
         |s| s.has_failed.into(),
         "1 after a write or sync failed: the node must be restarted",
     ),
+    Pulled {
+        name: "storage_sync_duration",
+        unit: Some(Unit::Seconds),
+        help: "How long one sync of files took",
+        read: Read::Timing(|s| s.syncs.clone()),
+    },
 ];
 
 pub(super) static CLUSTER: &[Pulled<Cluster>] = &[

@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use quipu::client::{Client, ClientConfig};
@@ -233,10 +233,15 @@ impl Cluster {
         self.client().create_topic(request).await.unwrap()
     }
 
+    /// Runs a command against the cluster, and returns what it came to.
+    pub async fn try_run(&self, args: &[&str]) -> Output {
+        let server = &self.nodes[0].addresses[0];
+        quipu().args(args).args(["--server", server]).output().await.unwrap()
+    }
+
     /// Runs a command against the cluster.
     pub async fn run(&self, args: &[&str]) {
-        let server = &self.nodes[0].addresses[0];
-        let run = quipu().args(args).args(["--server", server]).output().await.unwrap();
+        let run = self.try_run(args).await;
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(run.status.success(), "quipu {args:?}: {}: {said}", run.status);
     }

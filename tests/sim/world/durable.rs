@@ -21,8 +21,8 @@ struct Promise {
 
 impl World {
     /// Asserts that a majority has what is acknowledged on disk.
-    pub(super) fn check_durable(&mut self, id: NodeId, ticket: Ticket, response: Response) {
-        let Response::Appended { base_offset, durability } = response else { return };
+    pub(super) fn check_durable(&mut self, id: NodeId, ticket: Ticket, response: &Response) {
+        let Response::Appended { base_offset, durability, .. } = *response else { return };
         let Some((group, is_retry)) = self.clients.take_quorum_write(ticket) else { return };
         if durability == Durability::Memory {
             return;

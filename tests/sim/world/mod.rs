@@ -462,7 +462,7 @@ impl World {
         }
         for (ticket, response) in std::mem::take(&mut out.answers) {
             self.note(u64::from(crc32fast::hash(format!("{response:?}").as_bytes())));
-            self.check_durable(id, ticket, response);
+            self.check_durable(id, ticket, &response);
             let delay_us = self.rng.between(50, self.plan.delay_us + 50);
             self.after(delay_us, Event::Response { ticket, response: Some(response) });
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::super::super::call::Call;
+use super::super::super::call::{Call, Origin};
 use super::super::super::context::{Context, Target};
 use super::super::super::error::{Effect, Error};
 use super::super::commands::{Followed, follow};
@@ -95,7 +95,7 @@ async fn fence(
             start,
         };
         let command = (target.log, Command::FenceGeneration(fence));
-        let followed = follow(context, vec![command], Call::within_stream(true)).await;
+        let followed = follow(context, vec![command], Call::within_stream(Origin::OWN)).await;
         match followed.into_iter().next().unwrap_or(Err(Error::NoLeader)) {
             Ok(followed) => return Ok(followed),
             Err(error) if error.reason() == Some(ErrorReason::IllegalGeneration) => {
@@ -116,7 +116,7 @@ async fn inspect(
 ) -> Result<GroupProgress, Error> {
     loop {
         let places = vec![(target.log, start)];
-        let call = Call::within_stream(true);
+        let call = Call::within_stream(Origin::OWN);
         let found = progress::inspect(context, progress_id(group), places, call).await;
         match found.into_iter().next().unwrap_or(Err(Error::NoLeader)) {
             Ok(progress) => return Ok(progress),

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
-use super::super::super::call::Call;
+use super::super::super::call::{Call, Origin};
 use super::super::super::context::Context;
 use super::super::super::error::{Effect, Error};
 use super::super::super::limits::NAMED_PARTITIONS_MAX;
@@ -82,12 +82,12 @@ struct Stream {
 pub(in crate::rpc::group) async fn consume(
     context: Context,
     mut requests: Streaming<ConsumeRequest>,
-    may_forward: bool,
+    origin: Origin,
     answers: mpsc::Sender<Result<ConsumeResponse, Status>>,
 ) {
     let outcome = match join(&context, &mut requests).await {
         Ok(Some(joined)) => {
-            let mut stream = Stream::new(&context, requests, may_forward, answers.clone(), joined);
+            let mut stream = Stream::new(&context, requests, origin, answers.clone(), joined);
             stream.run().await
         }
         Ok(None) => Ok(()),
@@ -110,7 +110,7 @@ impl Stream {
     fn new(
         context: &Context,
         requests: Streaming<ConsumeRequest>,
-        may_forward: bool,
+        origin: Origin,
         answers: mpsc::Sender<Result<ConsumeResponse, Status>>,
         joined: Joined,
     ) -> Self {
@@ -127,7 +127,7 @@ impl Stream {
             news,
             resume: join.positions,
             holdings: Holdings::default(),
-            feed: Feed::new(context.clone(), may_forward, join.credit_bytes.into()),
+            feed: Feed::new(context.clone(), origin, join.credit_bytes.into()),
             claims: FuturesUnordered::new(),
             commits: VecDeque::new(),
             committing: None,
@@ -458,7 +458,7 @@ async fn commit_all(
     commits: Vec<Result<Commit, Error>>,
 ) -> Vec<Result<u64, Error>> {
     let good = commits.iter().flatten().cloned().collect();
-    let done = commit(context, group, member, good, Call::within_stream(true)).await;
+    let done = commit(context, group, member, good, Call::within_stream(Origin::OWN)).await;
     let passed_by = commits.iter().flatten().zip(&done).filter_map(|(commit, done)| {
         let above = done.as_ref().err()?.generation()?;
         let (topic, partition) = topic_of(commit.log)?;

@@ -10,6 +10,9 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
+/// What carries a trace context: a header of a call, and of a record.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// Which trace a request belongs to, and the call that it was made in. Neither id is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceContext {
