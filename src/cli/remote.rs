@@ -35,7 +35,7 @@ pub(super) struct Args {
     )]
     timeout: Duration,
     /// The W3C trace that the calls belong to; records that are produced get it as a header
-    #[arg(long, global = true, value_name = "TRACEPARENT", env = "QUIPU_TRACEPARENT")]
+    #[arg(long, global = true, value_name = "TRACE", env = "QUIPU_TRACEPARENT")]
     traceparent: Option<TraceContext>,
 }
 
