@@ -30,14 +30,14 @@ fn a_leader_that_was_replaced_refuses_no_producer_that_it_has_not_heard_of() {
     cluster.run(300);
     cluster.node(new).ask(FIRST, append(0));
     cluster.run(300);
-    let first = cluster.node(new).answers.get(&Ticket(FIRST)).copied();
+    let first = cluster.node(new).answers.get(&Ticket(FIRST)).cloned();
     assert!(matches!(first, Some(Response::Appended { .. })), "{first:?}");
 
     cluster.paused.remove(&old);
     assert!(cluster.node(old).group().is_writable(), "the old leader knows of nothing");
     cluster.node(old).ask(NEXT, append(1));
     cluster.run(2_000);
-    let next = cluster.node(old).answers.get(&Ticket(NEXT)).copied();
+    let next = cluster.node(old).answers.get(&Ticket(NEXT)).cloned();
     let is_open = matches!(next, Some(Response::NotLeader { .. } | Response::Unknown));
     assert!(is_open, "the old leader answers {next:?}");
 }

@@ -298,7 +298,7 @@ impl Cluster {
             let ticket = 1_000_000 + self.tickets;
             self.node(leader).append(ticket, payload);
             self.run(300);
-            let answer = self.node(leader).answers.get(&Ticket(ticket)).copied();
+            let answer = self.node(leader).answers.get(&Ticket(ticket)).cloned();
             if let Some(Response::Appended { base_offset, .. }) = answer {
                 return base_offset;
             }
