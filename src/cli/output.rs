@@ -117,8 +117,9 @@ impl Table {
 
     fn is_numeric(&self, column: usize) -> bool {
         let starts = |row: &Vec<String>| row[column].starts_with(|c: char| c.is_ascii_digit());
-        let is_date = |row: &Vec<String>| row[column].contains(':');
-        self.rows[1..].iter().all(|row| (starts(row) && !is_date(row)) || row[column] == "-")
+        // Dates and ids begin with digits too.
+        let is_text = |row: &Vec<String>| row[column].contains([':', '-']);
+        self.rows[1..].iter().all(|row| (starts(row) && !is_text(row)) || row[column] == "-")
     }
 }
 
@@ -177,6 +178,19 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_numbers_stand_on_the_right() {
+        let column = |cells: &[&str]| {
+            let mut table = Table::new(&["H"]);
+            cells.iter().for_each(|cell| table.push(vec![(*cell).to_owned()]));
+            table.is_numeric(0)
+        };
+        assert!(column(&["1", "-", "20"]));
+        for texts in [&["a"], &["2023-11-14T22:13:20.000Z"], &["3e70f9e5-e8a9-4b6a-a534"]] {
+            assert!(!column(texts), "{texts:?}");
+        }
+    }
 
     #[test]
     fn times_read_as_the_calendar_has_them() {

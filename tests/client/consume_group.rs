@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quipu::client::{
-    Commit, Error, ErrorReason, GroupConsumer, GroupConsumerConfig, GroupEvent, LostReason,
-    Rebalance, Record, TopicPartition,
+    Client, ClientConfig, Commit, Error, ErrorReason, GroupConsumer, GroupConsumerConfig,
+    GroupEvent, LostReason, Rebalance, Record, TopicPartition,
 };
 use quipu::proto::client as api;
 use quipu::proto::client::consume_request::Message as Asked;
@@ -289,6 +289,20 @@ async fn a_node_that_stops_is_left_at_once_as_the_same_member() {
     next.join(vec![resumed(1, 0, 0)]).await;
     next.send(1, 0..1).await;
     assert_eq!(next_record(&mut consumer).await.offset, 0);
+}
+
+#[tokio::test]
+async fn nodes_that_were_not_named_are_found_while_there_is_one_to_ask() {
+    let mut stage = Stage::start().await;
+    let config = ClientConfig::new([stage.fake.addresses[0].to_string()]);
+    let mut consumer = Client::new(config).unwrap().group_consumer(manual());
+    let waiting = tokio::spawn(async move { while consumer.next().await.is_ok() {} });
+    let session = stage.session().await;
+    session.join(vec![assignment(1, 0, 0)]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    session.tell(Told::GoAway(api::ConsumeGoAway { error: None })).await;
+    assert_eq!((session.node, stage.session().await.node), (1, 2));
+    waiting.abort();
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ async fn commit_all(plan: &Plan, remote: &remote::Args, topic: &str) -> anyhow::
         all.failed += done.failed;
         all.latencies.add(&done.latencies)?;
     }
-    let report = Report::new("commit", topic, all.offsets, 0).failed(all.failed);
+    let report = Report::new("commit", topic, all.offsets, 0).of("offset").failed(all.failed);
     Ok(report.took(started.elapsed()).latencies(&all.latencies))
 }
 

@@ -60,6 +60,9 @@ struct LatencySummary {
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     bench: &'static str,
+    /// What `records` counts, for people.
+    #[serde(skip)]
+    noun: &'static str,
     topic: String,
     records: u64,
     pub(super) failed: u64,
@@ -74,6 +77,7 @@ impl Report {
     pub(super) fn new(bench: &'static str, topic: &str, records: u64, bytes: u64) -> Self {
         Self {
             bench,
+            noun: "record",
             topic: topic.to_owned(),
             records,
             failed: 0,
@@ -83,6 +87,11 @@ impl Report {
             bytes_per_second: 0.0,
             latency_ms: None,
         }
+    }
+
+    /// Counts something else than records.
+    pub(super) fn of(self, noun: &'static str) -> Self {
+        Self { noun, ..self }
     }
 
     pub(super) fn failed(self, failed: u64) -> Self {
@@ -104,13 +113,13 @@ impl Report {
         if output.format == Format::Json {
             return output.json(self);
         }
-        let (records, size) = (count(self.records, "record"), bytes(self.bytes));
+        let (records, size) = (count(self.records, self.noun), bytes(self.bytes));
         let (rate, size_rate) = (self.records_per_second, bytes(self.bytes_per_second as u64));
-        let seconds = self.seconds;
+        let (seconds, noun) = (self.seconds, self.noun);
         output.line(&format!("{}  {records}, {size} in {seconds:.2} s", self.bench))?;
-        output.line(&format!("  rate      {rate:.0} records/s, {size_rate}/s"))?;
+        output.line(&format!("  rate      {rate:.0} {noun}s/s, {size_rate}/s"))?;
         if self.failed > 0 {
-            output.line(&format!("  failed    {}", count(self.failed, "record")))?;
+            output.line(&format!("  failed    {}", count(self.failed, noun)))?;
         }
         if let Some(LatencySummary { mean, p50, p90, p99, p99_9, max }) = &self.latency_ms {
             output.line(&format!(
