@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use quipu::batch::{self, BatchBuilder, Codec};
-use quipu::client::{Client, ClientConfig, ConsumerConfig, ProducerConfig, Start};
-use quipu::proto::client::CreateTopicRequest;
+use quipu::client::{
+    Client, ClientConfig, Commit, ConsumerConfig, GroupConsumer, GroupConsumerConfig, GroupEvent,
+    GroupStart, ProducerConfig, Start,
+};
+use quipu::proto::client::{CreateGroupRequest, CreateTopicRequest};
 use quipu::proto::server::log_service_client::LogServiceClient;
 use quipu::proto::server::start_position::Position;
 use quipu::proto::server::{
@@ -22,7 +25,7 @@ use crate::support::{Cluster, wait_for};
 
 const TOPIC: &str = "t";
 /// What is zero on nodes that are well, or only for a moment anything else.
-const ZERO_WHEN_ALL_IS_WELL: [&str; 16] = [
+const ZERO_WHEN_ALL_IS_WELL: [&str; 20] = [
     "quipu_storage_failed",
     "quipu_storage_disk_low_water_bytes",
     "quipu_cluster_partitions_leaderless",
@@ -39,6 +42,10 @@ const ZERO_WHEN_ALL_IS_WELL: [&str; 16] = [
     "quipu_rpc_requests_in_flight",
     "quipu_append_room_used_bytes",
     "quipu_rpc_streams",
+    "quipu_group_partitions_moving",
+    "quipu_group_offsets_refused",
+    "quipu_group_records_missed",
+    "quipu_group_members_expired",
 ];
 
 async fn scrape(address: SocketAddr) -> String {
@@ -126,6 +133,7 @@ async fn every_metric_moves() {
     config.credit_bytes = 64 << 10;
     let mut consumer = client.consumer(config);
     consumer.start().await.unwrap().for_each(drop);
+    let member = read_as_a_group(&client).await;
     wait_for("metrics that have moved", async || {
         let mut text = String::new();
         for address in &addresses {
@@ -145,4 +153,25 @@ async fn every_metric_moves() {
         still.is_empty().then_some(())
     })
     .await;
+    member.close().await.unwrap();
+}
+
+/// Reads a record as a member of a group, and commits it. The member stays.
+async fn read_as_a_group(client: &Client) -> GroupConsumer {
+    let group = CreateGroupRequest {
+        name: "g".into(),
+        topics: vec![TOPIC.into()],
+        start: Some(GroupStart::Earliest.into()),
+        ..CreateGroupRequest::default()
+    };
+    client.create_group(group).await.unwrap();
+    let mut config = GroupConsumerConfig::new("g");
+    config.commit = Commit::Manual;
+    let mut member = client.group_consumer(config);
+    loop {
+        if let GroupEvent::Record(record) = member.next().await.unwrap() {
+            member.commit(&record).await.unwrap();
+            return member;
+        }
+    }
 }
