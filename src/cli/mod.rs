@@ -29,8 +29,10 @@ mod config;
 mod consume;
 mod demo;
 mod errors;
+mod group;
 mod log;
 mod output;
+mod place;
 mod produce;
 mod remote;
 mod serve;
@@ -66,6 +68,8 @@ enum Command {
     Produce(produce::Args),
     /// Read records
     Consume(consume::Args),
+    /// Make, look at, move and delete consumer groups
+    Group(group::Args),
     /// Look after the nodes of a cluster
     Cluster(cluster::Args),
     /// Measure how fast a cluster is
@@ -91,6 +95,8 @@ Examples:
   quipu topic create orders --partitions 6
   quipu produce orders < orders.ndjson
   quipu consume orders --from earliest
+  quipu group create billing --topic orders --start earliest
+  quipu consume --group billing            go on where the group is, and keep that
   quipu log verify /var/lib/quipu          is everything on this disk as it was written?
   quipu log stats /var/lib/quipu           what is in there, log by log, segment by segment
   quipu -o json log stats /var/lib/quipu   the same for a program
@@ -127,6 +133,7 @@ impl Cli {
                 let printing = self.output.as_ref().unwrap_or(&Printing::Raw);
                 consume::run(args, printing, &self.remote, output)
             }
+            Command::Group(args) => group::run(args, &self.remote, output),
             Command::Cluster(args) => cluster::run(args, &self.remote, output),
             Command::Bench(args) => bench::run(args, &self.remote, output),
             Command::Errors(args) => errors::run(args, output),
@@ -194,7 +201,7 @@ fn remote_exit_code(error: &client::Error) -> u8 {
     match error {
         E::NotFound(_) | E::OffsetOutOfRange(_) => EXIT_NOT_FOUND,
         E::Unavailable(_) | E::Exhausted(_) | E::OutcomeUnknown(_) => EXIT_UNAVAILABLE,
-        E::Precondition(_) | E::AlreadyExists(_) => EXIT_PRECONDITION,
+        E::Precondition(_) | E::AlreadyExists(_) | E::Fenced(_) => EXIT_PRECONDITION,
         E::InvalidRequest(_) | E::DataLoss(_) | E::Internal(_) => EXIT_FAILED,
         E::Record(_) | E::DamagedBatch { .. } | E::Closed => EXIT_FAILED,
     }

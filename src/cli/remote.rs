@@ -5,7 +5,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
 
+use super::Cli;
 use crate::client::{Client, ClientConfig, Error, ErrorReason};
 
 /// How to reach a cluster.
@@ -91,6 +94,33 @@ pub(super) async fn advise(client: &Client, topic: &str, error: Error) -> anyhow
         Some(name) => Advised { error, hint: format!("did you mean `{name}`?") }.into(),
         None => error.into(),
     }
+}
+
+/// Waits for a call about a group. If there is no such group, the error says how to make it, or
+/// names the nearest.
+pub(super) async fn about_group<T>(
+    client: &Client,
+    group: &str,
+    call: impl Future<Output = Result<T, Error>>,
+) -> anyhow::Result<T> {
+    let error = match call.await {
+        Ok(answer) => return Ok(answer),
+        Err(error) if error.reason() != ErrorReason::UnknownGroup => return Err(error.into()),
+        Err(error) => error,
+    };
+    let groups = client.list_groups("").await.unwrap_or_default();
+    let hint = match nearest(group, groups.iter().map(|known| known.name.as_str())) {
+        Some(name) => format!("did you mean `{name}`? "),
+        None => String::new(),
+    };
+    let hint =
+        format!("{hint}make it with `quipu group create {group} --topic TOPIC --start earliest`");
+    Err(Advised { error, hint }.into())
+}
+
+/// Ends the process because the command line is wrong in a way that its grammar cannot say.
+pub(super) fn usage_error(message: &str) -> ! {
+    Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
 }
 
 /// The name that is the fewest edits away, if it is near at all.

@@ -1,9 +1,11 @@
-//! Topics and nodes: the administrative calls.
+//! Topics, nodes and groups: the administrative calls.
 //!
 //! Calls that only look are repeated when a node does not answer. Those that change something are
 //! repeated when the server says that nothing was done; when it cannot be told they fail with
 //! [`Error::OutcomeUnknown`]. None is cancel safe in the sense that a cancelled change may still be
 //! made.
+
+mod groups;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,7 +18,9 @@ use super::consumer::{Start, place};
 use super::{Client, Error};
 use crate::proto::client as api;
 
-/// Topics asked for at once.
+pub use self::groups::GroupStart;
+
+/// Topics or groups asked for at once.
 const PAGE_SIZE: u32 = 1000;
 
 impl Client {

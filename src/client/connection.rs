@@ -16,6 +16,7 @@ use tonic::{Code, Request};
 use super::retry::Breaker;
 use super::{ClientConfig, Error, Failure};
 use crate::proto::client::cluster_service_client::ClusterServiceClient;
+use crate::proto::client::group_service_client::GroupServiceClient;
 use crate::proto::client::log_service_client::LogServiceClient;
 use crate::proto::client::topic_service_client::TopicServiceClient;
 use crate::proto::client::{ErrorReason, GetTopologyResponse};
@@ -67,6 +68,10 @@ impl Route {
 
     pub(super) fn topics(&self) -> TopicServiceClient<Channel> {
         TopicServiceClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(super) fn groups(&self) -> GroupServiceClient<Channel> {
+        GroupServiceClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(super) fn cluster(&self) -> ClusterServiceClient<Channel> {
@@ -147,14 +152,19 @@ impl Nodes {
 
     /// Chooses a node for a call that any of them can answer, each in turn.
     pub(super) fn any(&self) -> Route {
-        self.state().any(Instant::now())
+        self.any_but("")
+    }
+
+    /// The same, and another one than the node with that address if there is one.
+    pub(super) fn any_but(&self, address: &str) -> Route {
+        self.state().any(address, Instant::now())
     }
 
     /// Chooses the believed leader of a partition, or any node if it is not known or not reached.
     pub(super) fn leader(&self, topic: &str, partition: u32) -> Route {
         let mut state = self.state();
         let now = Instant::now();
-        state.leader(topic, partition, now).unwrap_or_else(|| state.any(now))
+        state.leader(topic, partition, now).unwrap_or_else(|| state.any("", now))
     }
 
     /// Notes that a node answered, whatever it said.
@@ -254,19 +264,21 @@ impl State {
         passes.then(|| Route { address, channel: node.channel.clone(), is_direct: true })
     }
 
-    fn any(&mut self, now: Instant) -> Route {
+    fn any(&mut self, but: &str, now: Instant) -> Route {
         let count = self.addresses.len();
         let first = self.next % count;
-        let in_turn = (0..count).map(|n| (first + n) % count);
-        let trusted = in_turn.clone().find(|n| {
+        let mut in_turn: Vec<usize> = (0..count).map(|n| (first + n) % count).collect();
+        in_turn.sort_by_key(|n| *self.addresses[*n] == *but);
+        let trusted = in_turn.iter().copied().find(|n| {
             let breaker = &mut self.node_at(*n).breaker;
             breaker.is_trusted(now) && breaker.try_pass(now)
         });
         // A node that may be silent is not tried where another one is at hand.
-        let mut open = in_turn.clone();
+        let mut open = in_turn.iter().copied();
         let open = trusted.or_else(|| open.find(|n| self.node_at(*n).breaker.try_pass(now)));
         // When none is thought to answer, the one that was to be tried soonest is.
         let chosen = open.unwrap_or_else(|| {
+            let in_turn = in_turn.into_iter();
             in_turn.min_by_key(|n| self.node_at(*n).breaker.passes_at()).unwrap_or(first)
         });
         self.next = chosen + 1;
@@ -344,6 +356,15 @@ mod tests {
         assert_eq!(&*nodes.any().address, "a:1", "when none answers, the one to try soonest");
         nodes.on_answer("b:1");
         assert_eq!(&*nodes.any().address, "b:1");
+    }
+
+    #[tokio::test]
+    async fn another_node_is_chosen_if_there_is_one() {
+        let two = nodes(&["a:1", "b:1"]);
+        assert!((0..4).all(|_| &*two.any_but("a:1").address == "b:1"));
+        (0..2).for_each(|_| two.on_silence("b:1"));
+        assert_eq!(&*two.any_but("a:1").address, "a:1", "the other one does not answer");
+        assert_eq!(&*nodes(&["a:1"]).any_but("a:1").address, "a:1");
     }
 
     #[tokio::test]

@@ -26,9 +26,13 @@ pub enum Error {
     /// What was to be made exists.
     #[error("{0}")]
     AlreadyExists(Arc<Failure>),
-    /// The cluster, the topic or the producer is not in a state in which this can be done.
+    /// The cluster, the topic, the group or the producer is not in a state in which this can be
+    /// done.
     #[error("{0}")]
     Precondition(Arc<Failure>),
+    /// Another member of the group has taken this one's instance name: stop this one.
+    #[error("{0}")]
+    Fenced(Arc<Failure>),
     /// The offset is outside of what the partition holds: choose another one.
     #[error("{0}")]
     OffsetOutOfRange(Arc<Failure>),
@@ -81,6 +85,7 @@ impl Error {
             | Self::NotFound(_)
             | Self::AlreadyExists(_)
             | Self::Precondition(_)
+            | Self::Fenced(_)
             | Self::OffsetOutOfRange(_)
             | Self::OutcomeUnknown(_)
             | Self::DataLoss(_)
@@ -109,6 +114,7 @@ impl Error {
             | Self::NotFound(failure)
             | Self::AlreadyExists(failure)
             | Self::Precondition(failure)
+            | Self::Fenced(failure)
             | Self::OffsetOutOfRange(failure)
             | Self::Unavailable(failure)
             | Self::Exhausted(failure)
@@ -135,8 +141,10 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let (repeat, code) = (failure.repeat(), failure.code);
         let failure = Arc::new(failure);
-        if failure.reason == ErrorReason::OffsetOutOfRange {
-            return Self::OffsetOutOfRange(failure);
+        match failure.reason {
+            ErrorReason::OffsetOutOfRange => return Self::OffsetOutOfRange(failure),
+            ErrorReason::FencedInstance => return Self::Fenced(failure),
+            _ => {}
         }
         match code {
             _ if repeat == Repeat::Risky => Self::OutcomeUnknown(failure),
@@ -201,6 +209,11 @@ impl Failure {
         let (metadata, server) = (HashMap::new(), String::new());
         let origin = Origin::NotSent;
         Self { reason, message, metadata, retry_after: None, origin, server, code }
+    }
+
+    /// The request is wrong, as this side can tell.
+    pub(super) fn invalid(message: String) -> Self {
+        Self::local(Code::InvalidArgument, ErrorReason::InvalidField, message)
     }
 
     /// No answer came in time.
@@ -382,6 +395,14 @@ mod tests {
             let error = Error::from(failure);
             assert!(matches!(error, Error::OutcomeUnknown(_)) && !error.is_retriable());
         }
+    }
+
+    #[test]
+    fn who_lost_its_name_to_another_does_not_come_back() {
+        let failure = Failure::from(Status::aborted(""));
+        let failure = Failure { reason: ErrorReason::FencedInstance, ..failure };
+        let error = Error::from(failure);
+        assert!(matches!(error, Error::Fenced(_)) && !error.is_retriable(), "{error:?}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The Rust client: a user of the public API and of nothing else of this crate.
 //!
-//! A [`Client`] is a cheap handle on the connections to a cluster. It administers topics and nodes,
-//! makes a [`Producer`] that batches, pipelines and stores each record once, and a [`Consumer`]
-//! that goes on exactly where it was when a connection breaks.
+//! A [`Client`] is a cheap handle on the connections to a cluster. It administers what is in it,
+//! makes a [`Producer`] that batches, pipelines and stores each record once, a [`Consumer`] that
+//! goes on exactly where it was when a connection breaks, and a [`GroupConsumer`] that shares the
+//! work with others and has its progress kept. A [`Transform`] goes from one topic into another,
+//! each record once.
 //!
 //! * Any node answers any call. Producers go to the leaders of their partitions directly where they
 //!   can, and through any other node where they cannot.
@@ -12,31 +14,43 @@
 //!   hidden behind a retry that could do a thing twice.
 //! * Nothing queues without a bound: a producer waits for room, a consumer gives credit.
 //!
-//! Read next: `connection.rs` for where a call goes, `call.rs` for how often, `producer/` and
-//! `consumer/`.
+//! Read next: `connection.rs` for where a call goes, `call.rs` for how often, `producer/`,
+//! `consumer/` and `group/`.
 
 mod admin;
 mod call;
 mod connection;
 mod consumer;
+mod credit;
+mod decode;
 mod error;
+mod group;
 mod producer;
 mod reasons;
+mod record;
 mod retry;
+mod transform;
 mod wire;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub use consumer::{Consumer, ConsumerConfig, Event, Gap, Header, Record, Start};
+pub use admin::GroupStart;
+pub use consumer::{Consumer, ConsumerConfig, Event, Start};
 pub use error::{Error, Failure, Origin};
+pub use group::{
+    Assigned, Commit, Committing, GroupConsumer, GroupConsumerConfig, GroupEvent, Lost, Rebalance,
+    Revoked, Revoking, TopicPartition,
+};
 pub use producer::{BATCHES_IN_FLIGHT_MAX, Delivery, Producer, ProducerConfig, Receipt};
 pub use reasons::{Explanation, explain, reasons};
+pub use record::{Gap, Header, Record};
+pub use transform::{Output, SOURCE_HEADER, Transform, TransformConfig};
 
 use connection::Nodes;
 use retry::Budget;
 
-pub use crate::proto::client::{Acks, ErrorReason};
+pub use crate::proto::client::{Acks, ErrorReason, LostReason};
 
 /// How to reach a cluster.
 #[derive(Debug, Clone)]

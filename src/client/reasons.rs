@@ -119,7 +119,7 @@ fn group(reason: ErrorReason) -> Option<(&'static str, &'static str)> {
         ),
         R::NotOwner => (
             "The member does not have the partition.",
-            "commit only to partitions that are assigned; `quipu group describe` shows whose they are",
+            "commit only what is assigned; `quipu group describe` shows whose each partition is",
         ),
         R::IllegalGeneration => (
             "The partition has moved on: somebody else has it, or its position was reset.",

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use tokio::sync::mpsc;
@@ -16,10 +16,11 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::connection::{MESSAGE_BYTES_MAX, Route};
 use crate::proto::client::{
-    ProduceStreamResponse, ProducerStamp, SubscribeGap, SubscribePositions, SubscribeRequest,
-    SubscribeStarted,
+    ProduceResponse, ProduceStreamResponse, ProducerStamp, SubscribeGap, SubscribePositions,
+    SubscribeRequest, SubscribeStarted,
 };
 
+const PRODUCE: &str = "/quipu.v1.LogService/Produce";
 const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
 const SUBSCRIBE: &str = "/quipu.v1.LogService/Subscribe";
 
@@ -103,6 +104,16 @@ pub(super) enum Told {
     Positions(SubscribePositions),
 }
 
+/// Has one batch stored.
+pub(super) async fn produce(
+    route: &Route,
+    request: Request<Produce>,
+) -> Result<Response<ProduceResponse>, Status> {
+    let mut grpc = Grpc::new(route.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    grpc.unary(request, PathAndQuery::from_static(PRODUCE), ProstCodec::default()).await
+}
+
 /// Opens a stream of batches to be stored. `requests` may hold some already.
 pub(super) async fn produce_stream(
     route: &Route,
@@ -119,7 +130,8 @@ pub(super) async fn subscribe(
     open(route, requests, SUBSCRIBE).await
 }
 
-async fn open<Q, A>(
+/// Opens a stream in both directions.
+pub(super) async fn open<Q, A>(
     route: &Route,
     requests: mpsc::Receiver<Q>,
     path: &'static str,

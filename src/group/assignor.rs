@@ -184,12 +184,14 @@ mod tests {
         assert_eq!(assign(&members(&["a", "b"]), &shares, &alone), near, "it gives up what is far");
     }
 
+    /// Members, partitions, and who owned what.
+    type Inputs = (Vec<Member<usize>>, Vec<Share<usize>>, BTreeMap<usize, usize>);
+
     fn racks() -> impl Strategy<Value = String> {
         prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned())]
     }
 
-    fn inputs()
-    -> impl Strategy<Value = (Vec<Member<usize>>, Vec<Share<usize>>, BTreeMap<usize, usize>)> {
+    fn inputs() -> impl Strategy<Value = Inputs> {
         let members = vec(racks(), 1..9);
         let shares = vec(vec(racks(), 0..3), 0..30);
         // Some owners are gone, and some partitions are.
@@ -231,9 +233,9 @@ mod tests {
             let fewest = fewest_moves(members.len(), shares.len(), &owners);
             prop_assert_eq!(moved.count(), fewest);
             prop_assert_eq!(&assign(&members, &shares, &assigned), &assigned, "it is stable");
-            let reversed = |members: &[Member<usize>]| members.iter().rev().cloned().collect::<Vec<_>>();
-            let turned: Vec<_> = shares.iter().rev().cloned().collect();
-            prop_assert_eq!(assign(&reversed(&members), &turned, &owners), assigned);
+            let members: Vec<_> = members.into_iter().rev().collect();
+            let shares: Vec<_> = shares.into_iter().rev().collect();
+            prop_assert_eq!(assign(&members, &shares, &owners), assigned);
         }
     }
 }

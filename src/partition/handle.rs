@@ -210,7 +210,7 @@ impl Handle {
         let hold = self.room.take(1).await;
         match self.ask(Ask::Command(command), hold).await? {
             Response::Followed(reply) => Ok(reply),
-            other => Err(error_of(other)),
+            other => Err(error_of(&other)),
         }
     }
 
@@ -222,7 +222,7 @@ impl Handle {
         let hold = self.room.take(1).await;
         match self.ask(Ask::DeleteRecords(offset), hold).await? {
             Response::LogStart(offset) => Ok(offset),
-            other => Err(error_of(other)),
+            other => Err(error_of(&other)),
         }
     }
 
@@ -235,7 +235,7 @@ impl Handle {
     pub async fn barrier(&self) -> Result<u64, AskError> {
         match self.ask(Ask::Barrier, None).await? {
             Response::Barrier { high_watermark } => Ok(high_watermark),
-            other => Err(error_of(other)),
+            other => Err(error_of(&other)),
         }
     }
 
@@ -249,7 +249,7 @@ impl Handle {
     pub async fn group_progress(&self, group: GroupId) -> Result<Option<Group>, AskError> {
         match self.ask(Ask::Group(group), None).await? {
             Response::Group(known) => Ok(known.map(|known| *known)),
-            other => Err(error_of(other)),
+            other => Err(error_of(&other)),
         }
     }
 
@@ -263,7 +263,7 @@ impl Handle {
     pub async fn group_positions(&self) -> Result<Vec<(GroupId, Option<u64>)>, AskError> {
         match self.ask(Ask::Groups, None).await? {
             Response::Groups(positions) => Ok(positions),
-            other => Err(error_of(other)),
+            other => Err(error_of(&other)),
         }
     }
 
@@ -358,12 +358,12 @@ impl Handle {
 fn appended(response: Response) -> Result<Appended, AskError> {
     match response {
         Response::Appended { base_offset, durability } => Ok(Appended { base_offset, durability }),
-        other => Err(error_of(other)),
+        other => Err(error_of(&other)),
     }
 }
 
-fn error_of(response: Response) -> AskError {
-    match response {
+fn error_of(response: &Response) -> AskError {
+    match *response {
         Response::NotLeader { leader } => AskError::NotLeader { leader },
         Response::Transferring => AskError::Transferring,
         Response::Refused(refusal) => AskError::Refused(refusal),

@@ -261,8 +261,7 @@ impl Replica {
     /// What a partition must not rely on: whether a commit is too late as far as it is known now.
     fn is_late(&self, commit: &OffsetCommit) -> bool {
         let generation_of = |group| self.state.progress().get(group).map_or(0, |g| g.generation);
-        let is_early = planted(Bug::GenerationCheckedEarly) || planted(Bug::LateCommitApplied);
-        is_early && commit.generation < generation_of(&commit.group)
+        planted(Bug::GenerationCheckedEarly) && commit.generation < generation_of(&commit.group)
     }
 
     fn barrier(&mut self, ticket: Ticket, group: &mut Group) -> Option<Response> {

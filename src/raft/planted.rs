@@ -77,7 +77,7 @@ pub enum Bug {
     VotesWithLostTail,
     /// A replica that meets damage at its start cuts its log there and forgets what it had.
     DamageForgotten,
-    /// As [`Self::GenerationCheckedEarly`], and the commit leaves the generation as it is.
+    /// As [`Self::GenerationCheckedEarly`], a while before, and the generation stays as it is.
     LateCommitApplied,
     /// A partition of a consumer group goes to its next member before it was let go of.
     AssignedBeforeRelease,

@@ -2,8 +2,9 @@
 //!
 //! * Every node tells the streams of members what has changed, takes out members that it serves and
 //!   that were silent for too long, and forgets the progress of deleted groups where it leads.
-//! * The metadata's leader is the coordinator of all groups: it says who is to have which partition,
-//!   takes out the members of nodes that are gone, and deletes groups that were idle for too long.
+//! * The metadata's leader is the coordinator of all groups: it says who is to have which
+//!   partition, takes out the members of nodes that are gone, and deletes groups that were idle for
+//!   too long.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -65,7 +66,8 @@ async fn take_out(context: &Context, leaving: Vec<Leaving>) {
         return;
     }
     for Leaving { group, member, .. } in &leaving {
-        tracing::info!(group = %group.uuid(), member = %member.uuid(), "a member was silent too long");
+        let (group, member) = (group.uuid(), member.uuid());
+        tracing::info!(%group, %member, "a member was silent for too long");
     }
     let count = leaving.len() as u64;
     let leave = Verb::LeaveGroups(LeaveGroups { leaving, now_ms: now_ms() });
@@ -152,7 +154,7 @@ impl Coordinator {
         }
     }
 
-    /// Takes out the members of nodes that are gone, and deletes groups that were idle for too long.
+    /// Takes out the members of nodes that are gone, and deletes groups that were idle too long.
     async fn look_after(&mut self, state: &State) {
         self.look_at_nodes(state);
         let orphans = state.groups().iter().flat_map(|group| self.orphans(state, group));

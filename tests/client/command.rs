@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::fake::{Fake, TOPIC};
 
 /// Runs `quipu` against the fake cluster.
-async fn quipu(fake: &Fake, args: &[&str], input: &str) -> Output {
+pub(crate) async fn quipu(fake: &Fake, args: &[&str], input: &str) -> Output {
     let server = fake.addresses.map(|address| address.to_string()).join(",");
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let input = input.to_owned();
@@ -18,17 +18,17 @@ async fn quipu(fake: &Fake, args: &[&str], input: &str) -> Output {
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
 #[track_caller]
-fn out(output: &Output) -> &str {
+pub(crate) fn out(output: &Output) -> &str {
     assert!(output.status.success(), "{output:?}");
     text(&output.stdout)
 }
 
-fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_str(out(output)).unwrap()
 }
 

@@ -102,7 +102,8 @@ async fn records_that_are_gone_are_told_as_a_gap() {
     }
     fake.state().partitions[0].log_start_offset = 60;
     let events = read_all(&mut consumer).await;
-    assert_eq!(events[0], Event::Gap(Gap { partition: 0, from_offset: 20, to_offset: 60 }));
+    let topic = TOPIC.into();
+    assert_eq!(events[0], Event::Gap(Gap { topic, partition: 0, from_offset: 20, to_offset: 60 }));
     assert_eq!(offsets(&events, 0), (60..100).collect::<Vec<_>>());
 }
 

@@ -11,6 +11,7 @@ use quipu::client::{Client, ClientConfig};
 use quipu::proto::client as api;
 use quipu::proto::client::ErrorReason;
 use quipu::proto::client::cluster_service_server::ClusterServiceServer;
+use quipu::proto::client::group_service_server::GroupServiceServer;
 use quipu::proto::client::log_service_server::{LogService, LogServiceServer};
 use quipu::proto::client::topic_service_server::TopicServiceServer;
 use tokio::net::TcpListener;
@@ -19,6 +20,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::groups::Groups;
 use crate::subscribe;
 
 pub(crate) const TOPIC: &str = "orders";
@@ -86,6 +88,7 @@ pub(crate) struct State {
     pub(crate) cuts: VecDeque<usize>,
     /// The most bytes that were sent and not yet given back.
     pub(crate) owed_max: u64,
+    pub(crate) groups: Groups,
     next_producer_id: u64,
 }
 
@@ -152,6 +155,7 @@ async fn serve(node: Node, listener: TcpListener) {
     tonic::transport::Server::builder()
         .add_service(LogServiceServer::new(node.clone()).max_decoding_message_size(8 << 20))
         .add_service(TopicServiceServer::new(node.clone()))
+        .add_service(GroupServiceServer::new(node.clone()))
         .add_service(ClusterServiceServer::new(node))
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await
@@ -222,7 +226,7 @@ fn out_of_order(expected: u32, found: u32) -> api::Error {
     api::Error { metadata, ..error(ErrorReason::OutOfOrderSequence) }
 }
 
-fn error(reason: ErrorReason) -> api::Error {
+pub(crate) fn error(reason: ErrorReason) -> api::Error {
     let code = code_of(reason) as i32;
     let message = format!("scripted {}", name_of(reason));
     api::Error { code, reason: reason.into(), message, ..Default::default() }
@@ -240,6 +244,10 @@ fn code_of(reason: ErrorReason) -> Code {
         ErrorReason::Overloaded | ErrorReason::DiskFull => Code::ResourceExhausted,
         ErrorReason::UnknownProducer | ErrorReason::OutOfOrderSequence => Code::FailedPrecondition,
         ErrorReason::ProducerFenced | ErrorReason::Precondition => Code::FailedPrecondition,
+        ErrorReason::UnknownGroup => Code::NotFound,
+        ErrorReason::GroupNotEmpty | ErrorReason::UnknownMember => Code::FailedPrecondition,
+        ErrorReason::NotOwner | ErrorReason::IllegalGeneration => Code::FailedPrecondition,
+        ErrorReason::FencedInstance => Code::Aborted,
         _ => Code::Unavailable,
     }
 }
@@ -254,7 +262,7 @@ pub(crate) fn status(reason: ErrorReason) -> Status {
 /// One node.
 #[derive(Clone)]
 pub(crate) struct Node {
-    id: u64,
+    pub(crate) id: u64,
     pub(crate) addresses: [SocketAddr; 2],
     pub(crate) state: Arc<Mutex<State>>,
     answers: watch::Receiver<bool>,
@@ -354,8 +362,14 @@ impl LogService for Node {
     type ProduceStreamStream = Answers<api::ProduceStreamResponse>;
     type SubscribeStream = Answers<api::SubscribeResponse>;
 
-    async fn produce(&self, _: Request<api::ProduceRequest>) -> Answer<api::ProduceResponse> {
-        Err(Status::unimplemented("the client streams"))
+    async fn produce(&self, request: Request<api::ProduceRequest>) -> Answer<api::ProduceResponse> {
+        let may_forward = request.metadata().get("quipu-forward").is_none_or(|on| on != "off");
+        match self.produce_one(&request.into_inner(), may_forward)? {
+            Ok(base_offset) => {
+                Ok(api::ProduceResponse { base_offset, ..Default::default() }.into())
+            }
+            Err(error) => Err(status(error.reason())),
+        }
     }
 
     async fn produce_stream(

@@ -6,7 +6,11 @@
 mod admin;
 mod command;
 mod consume;
+mod consume_group;
 mod fake;
+mod group_command;
+mod groups;
 mod produce;
 mod services;
 mod subscribe;
+mod transform;

@@ -3,6 +3,7 @@
 mod actor;
 mod checker;
 mod churn;
+mod expiry;
 mod history;
 mod judging;
 mod member;
@@ -10,4 +11,5 @@ mod moving;
 mod offsets;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod steady;
 mod whole;

@@ -13,5 +13,6 @@ mod groups;
 mod processes;
 mod python;
 mod retention;
+mod sharing;
 mod starting;
 mod support;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -30,6 +31,9 @@ fn run(command: &mut Command) -> Result<(), String> {
 
 /// A Python with the packages that the client needs, made once for each list of them.
 fn python() -> Result<PathBuf, String> {
+    // Tests of one process would make it at the same time.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let requirements = here("tests/python/requirements.txt");
     let wanted = fs::read_to_string(&requirements).unwrap();
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
@@ -49,8 +53,8 @@ fn python() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_made_from_the_proto_files_is_served() {
+/// Runs a script of `tests/python` against a server of its own.
+async fn run_script(script: &str) {
     let python = match tokio::task::spawn_blocking(python).await.unwrap() {
         Ok(python) => python,
         Err(reason) => {
@@ -61,11 +65,23 @@ async fn a_client_made_from_the_proto_files_is_served() {
     let mut cluster = Cluster::start(1).await;
     let stubs = tempfile::tempdir().unwrap();
     let mut client = tokio::process::Command::new(python);
-    client.arg(here("tests/python/client.py")).arg(here("proto")).arg(stubs.path());
+    client.arg(here("tests/python").join(script)).arg(here("proto")).arg(stubs.path());
     client.arg(cluster.server(0).addresses().clients.to_string());
+    // No files are to appear beside the scripts.
+    client.env("PYTHONDONTWRITEBYTECODE", "1");
     let ran = client.stdin(Stdio::null()).kill_on_drop(true).output();
     let ran = timeout(PATIENCE, ran).await.expect("the client ends").unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{}: {said}", ran.status);
     cluster.stop(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_made_from_the_proto_files_is_served() {
+    run_script("client.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_made_from_the_proto_files_shares_a_group() {
+    run_script("groups.py").await;
 }

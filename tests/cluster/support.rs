@@ -87,9 +87,15 @@ impl Cluster {
         self.servers[n].take().expect("the server runs").stop().await;
     }
 
-    /// Starts one again.
+    /// Ends one as a process does that is killed.
+    pub fn kill(&mut self, n: usize) {
+        drop(self.servers[n].take().expect("the server runs"));
+    }
+
+    /// Starts one again. Of one that was killed the threads may still be about to end.
     pub async fn restart(&mut self, n: usize) {
-        let server = Server::start(self.settings[n].clone()).await.unwrap();
+        let start = async || Server::start(self.settings[n].clone()).await.ok();
+        let server = wait_for("a server that starts", start).await;
         server.wait_until_ready().await;
         self.servers[n] = Some(server);
     }

@@ -11,6 +11,7 @@ use super::remote;
 use crate::client::{Client, ProducerConfig};
 use crate::proto::client::CreateTopicRequest;
 
+mod commit;
 mod load;
 mod report;
 mod tail;
@@ -30,9 +31,21 @@ enum Verb {
     /// Measure how fast records are stored, and how long each waits for its acknowledgement
     Produce(Plan),
     /// Measure how fast stored records are read
-    Consume(Plan),
+    Consume(Reading),
     /// Measure how long records take from their producer to a consumer
     E2e(Plan),
+    /// Measure how fast offsets of a consumer group are committed, and how long a call takes
+    Commit(commit::Plan),
+}
+
+/// What to do, and as whom to read.
+#[derive(Debug, Clone, clap::Args)]
+struct Reading {
+    #[command(flatten)]
+    plan: Plan,
+    /// Read as the member of a group that is made, and deleted in the end
+    #[arg(long)]
+    group: bool,
 }
 
 /// What to do.
@@ -86,10 +99,12 @@ Examples:
   quipu bench produce --record-bytes 1024 --in-flight 2000
   quipu bench e2e --rate 10000 --seconds 30 --partitions 6 --producers 2
   quipu -o json bench produce --acks leader | jq .latency_ms.p99
+  quipu bench consume --topic big --group      what a group costs a reader
+  quipu bench commit --partitions 100 --clients 10
 
 JSON: {bench, topic, records, failed, bytes, seconds, records_per_second,
 bytes_per_second, latency_ms: {mean, p50, p90, p99, p99_9, max}}; latency_ms is
-null for consume.
+null for consume. For commit, records are offsets and bytes is 0.
 
 Exit codes: 0 done, 1 records failed, and as for all commands.";
 
@@ -98,14 +113,15 @@ pub(super) fn run(
     remote: &remote::Args,
     output: &mut Output,
 ) -> anyhow::Result<Verdict> {
-    let (name, plan) = match &args.verb {
-        Verb::Produce(plan) => ("produce", plan),
-        Verb::Consume(plan) => ("consume", plan),
-        Verb::E2e(plan) => ("e2e", plan),
+    let (name, seconds) = match &args.verb {
+        Verb::Produce(plan) => ("produce", plan.seconds),
+        Verb::Consume(reading) => ("consume", reading.plan.seconds),
+        Verb::E2e(plan) => ("e2e", plan.seconds),
+        Verb::Commit(plan) => ("commit", plan.seconds),
     };
     let report = remote.run(async |client| {
-        let topic = Topic::prepare(plan, &client).await?;
-        eprintln!("{name} on {} for {} s", topic.name, plan.seconds);
+        let topic = Topic::prepare(&args.verb, &client).await?;
+        eprintln!("{name} on {} for {seconds} s", topic.name);
         let measured = tokio::select! {
             measured = measure(&args.verb, remote, &client, &topic.name) => measured,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -129,14 +145,18 @@ async fn measure(
             let load = Load::start(plan, remote, topic, Instant::now()).await?;
             Ok(load.finish().await?.report("produce", topic, plan.record_bytes))
         }
-        Verb::Consume(plan) => {
+        Verb::Consume(Reading { plan, group }) => {
             if plan.topic.is_none() {
                 let load = Load::start(plan, remote, topic, Instant::now()).await?;
                 load.finish().await?;
             }
-            tail::read_all(client, topic).await
+            match group {
+                true => tail::read_all_as_member(client, topic).await,
+                false => tail::read_all(client, topic).await,
+            }
         }
         Verb::E2e(plan) => tail::end_to_end(plan, remote, client, topic).await,
+        Verb::Commit(plan) => commit::run(plan, remote, client, topic).await,
     }
 }
 
@@ -147,13 +167,19 @@ struct Topic {
 }
 
 impl Topic {
-    async fn prepare(plan: &Plan, client: &Client) -> anyhow::Result<Self> {
-        if let Some(name) = &plan.topic {
+    async fn prepare(verb: &Verb, client: &Client) -> anyhow::Result<Self> {
+        let (wanted, partitions, replicas) = match verb {
+            Verb::Produce(plan) | Verb::E2e(plan) | Verb::Consume(Reading { plan, .. }) => {
+                (plan.topic.as_deref(), plan.partitions, plan.replicas)
+            }
+            Verb::Commit(plan) => (None, plan.partitions, plan.replicas),
+        };
+        if let Some(name) = wanted {
             remote::about_topic(client, name, client.describe_topic(name)).await?;
-            return Ok(Self { name: name.clone(), is_temporary: false });
+            return Ok(Self { name: name.to_owned(), is_temporary: false });
         }
         let name = format!("bench-{}", uuid::Uuid::new_v4().simple());
-        let (partitions, replicas) = (plan.partitions, plan.replicas.unwrap_or(0));
+        let replicas = replicas.unwrap_or(0);
         let topic = CreateTopicRequest { name, partitions, replicas, ..Default::default() };
         let name = client.create_topic(topic).await?.name;
         Ok(Self { name, is_temporary: true })

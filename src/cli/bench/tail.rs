@@ -10,7 +10,10 @@ use super::Plan;
 use super::load::Load;
 use super::report::{Latencies, Report};
 use crate::cli::remote;
-use crate::client::{Client, Consumer, ConsumerConfig, Event, Start};
+use crate::client::{
+    Client, Consumer, ConsumerConfig, Event, GroupConsumerConfig, GroupEvent, GroupStart, Start,
+};
+use crate::proto::client::CreateGroupRequest;
 
 /// How long to wait for records that were stored and have not come.
 const STRAGGLER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +33,41 @@ pub(super) async fn read_all(client: &Client, topic: &str) -> anyhow::Result<Rep
         }
     }
     Ok(Report::new("consume", topic, records, bytes).took(started.elapsed()))
+}
+
+/// Reads a topic as [`read_all`] does, as the one member of a group that is made for it.
+pub(super) async fn read_all_as_member(client: &Client, topic: &str) -> anyhow::Result<Report> {
+    let name = format!("bench-{}", uuid::Uuid::new_v4().simple());
+    let (topics, start) = (vec![topic.to_owned()], Some(GroupStart::Earliest.into()));
+    let group = CreateGroupRequest { name: name.clone(), topics, start, ..Default::default() };
+    client.create_group(group).await?;
+    let read = read_as_member(client, topic, &name).await;
+    if let Err(error) = client.delete_group(&name, true).await {
+        eprintln!("warning: group {name} was not deleted: {error}");
+    }
+    read
+}
+
+async fn read_as_member(client: &Client, topic: &str, group: &str) -> anyhow::Result<Report> {
+    let ends = client.list_offsets(topic, Vec::new(), Start::Latest).await?;
+    let wanted: u64 = ends.iter().map(|end| end.offset - end.log_start_offset).sum();
+    let mut consumer = client.group_consumer(GroupConsumerConfig::new(group));
+    let (mut records, mut bytes) = (0, 0);
+    let started = Instant::now();
+    while records < wanted {
+        let event = match consumer.next_buffered() {
+            Some(event) => event,
+            None => consumer.next().await?,
+        };
+        if let GroupEvent::Record(record) = event {
+            records += 1;
+            bytes += record.value.map_or(0, |value| value.len()) as u64;
+        }
+    }
+    let took = started.elapsed();
+    consumer.mark_done();
+    consumer.close().await?;
+    Ok(Report::new("consume", topic, records, bytes).took(took))
 }
 
 fn has_reached(consumer: &Consumer, ends: &BTreeMap<u32, u64>) -> bool {

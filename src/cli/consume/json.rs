@@ -25,13 +25,13 @@ struct HeaderLine<'a> {
 }
 
 impl<'a> Line<'a> {
-    pub(super) fn of(topic: &'a str, record: &'a Record) -> Self {
+    pub(super) fn of(record: &'a Record) -> Self {
         let header = |header: &'a crate::client::Header| HeaderLine {
             name: &header.name,
             value: Blob(&header.value),
         };
         Self {
-            topic,
+            topic: &record.topic,
             partition: record.partition,
             offset: record.offset,
             append_time: time(record.append_time_ms),
@@ -74,8 +74,10 @@ mod tests {
     #[test]
     fn text_is_a_string_and_other_bytes_are_hexadecimal() {
         let record = Record {
+            topic: "t".into(),
             partition: 1,
             offset: 2,
+            leader_epoch: 1,
             append_time_ms: 0,
             key: None,
             value: Some(vec![0xff, 0x0a].into()),
@@ -83,7 +85,7 @@ mod tests {
             event_time_ms: Some(3),
         };
         assert_eq!(
-            serde_json::to_string(&Line::of("t", &record)).unwrap(),
+            serde_json::to_string(&Line::of(&record)).unwrap(),
             r#"{"topic":"t","partition":1,"offset":2,"append_time":"1970-01-01T00:00:00.000Z","#
                 .to_owned()
                 + r#""event_time_ms":3,"key":null,"value":{"hex":"ff0a"},"#

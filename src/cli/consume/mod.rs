@@ -1,34 +1,41 @@
 //! `quipu consume`: records become lines.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use self::template::Template;
 use super::Verdict;
 use super::output::{Format, Output, Printing};
-use super::remote::{self, about_topic, advise};
+use super::place::parse_start;
+use super::remote::{self, about_topic, advise, usage_error};
 use crate::client::{Client, Consumer, ConsumerConfig, Event, Gap, Record, Start};
 
+mod group;
 mod json;
 mod template;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// The topic
-    topic: String,
+    /// The topic; with --group, topics that the group has to read
+    topics: Vec<String>,
     /// Read this partition only, any number of times
-    #[arg(long = "partition", value_name = "N")]
+    #[arg(long = "partition", value_name = "N", conflicts_with = "group")]
     partitions: Vec<u32>,
     /// Where to begin: earliest, latest, an offset, or a time as @TIME or @-AGO
     #[arg(long, value_name = "PLACE", value_parser = parse_start, allow_hyphen_values = true)]
     from: Option<Start>,
-    /// Stop where the topic ended when the command began
+    /// Stop where the topic ended when the command began, or when the partition was assigned
     #[arg(long)]
     to_end: bool,
     /// Stop after this many records
     #[arg(long, value_name = "N")]
     max: Option<u64>,
+    /// Read as a member of this group, which keeps how far it is
+    #[arg(long)]
+    group: Option<String>,
+    #[command(flatten)]
+    member: group::Membership,
 }
 
 const AFTER_HELP: &str = "\
@@ -36,10 +43,14 @@ Without --from, reading begins at latest, or with --to-end at earliest. Standard
 error says at which offsets that is, and which records are missed if retention
 has overtaken the reader.
 
+With --group, reading goes on where the group is, as one of its members; it lasts
+until it is interrupted, which commits and leaves. What was written is committed
+every second (--auto-commit) and in the end: after a crash records come again.
+
 Output, -o:
   raw       each value and a newline; the default
   json      one object per line
-  table     partition, offset, key and value
+  table     partition, offset, key and value; with --group the topic before them
   anything with a % in it is a template:
             %t topic  %p partition  %o offset  %k key  %v value  %h headers
             %T append time (RFC 3339)  %% a percent sign  \\n \\t \\\\ as in C
@@ -49,6 +60,7 @@ Examples:
   quipu consume orders --from @-15m -o json | jq -r .value
   quipu consume orders --from @2026-11-20T10:00:00Z --partition 0 --max 10
   quipu consume orders -o '%p %o %k %v\\n'
+  quipu consume orders --group billing --to-end -o json
 
 JSON: {topic, partition, offset, append_time, event_time_ms, key, value,
 headers: [{name, value}]}. Keys and values are null, text, or {hex} if they are
@@ -63,18 +75,29 @@ pub(super) fn run(
     remote: &remote::Args,
     output: &mut Output,
 ) -> anyhow::Result<Verdict> {
-    let printer = Printer::new(&args.topic, printing)?;
-    remote.run(async |client| consume(args, &client, printer, output).await)?;
+    let printer = Printer::new(printing, args.group.is_some())?;
+    match &args.group {
+        Some(group) => {
+            let names = group::Named { group, topics: &args.topics };
+            args.check_group(group);
+            remote
+                .run(async |client| group::consume(args, names, &client, printer, output).await)?;
+        }
+        None => {
+            let topic = args.topic();
+            remote.run(async |client| consume(args, topic, &client, printer, output).await)?;
+        }
+    }
     Ok(Verdict::Good)
 }
 
 async fn consume(
     args: &Args,
+    topic: &str,
     client: &Client,
-    printer: Printer<'_>,
+    printer: Printer,
     output: &mut Output,
 ) -> anyhow::Result<()> {
-    let topic = &args.topic;
     let ends = match args.to_end {
         true => {
             let call = client.list_offsets(topic, args.partitions.clone(), Start::Latest);
@@ -83,7 +106,7 @@ async fn consume(
         }
         false => None,
     };
-    let mut consumer = client.consumer(args.config());
+    let mut consumer = client.consumer(args.config(topic));
     let started = match consumer.start().await {
         Ok(started) => started.collect::<Vec<_>>(),
         Err(error) => return Err(advise(client, topic, error).await),
@@ -93,18 +116,37 @@ async fn consume(
     while let Some(event) = reader.next(output).await? {
         match event {
             Event::Record(record) => printer.print(&record, output)?,
-            Event::Gap(gap) => announce_gap(topic, gap),
+            Event::Gap(gap) => announce_gap(&gap),
         }
     }
     Ok(())
 }
 
 impl Args {
-    fn config(&self) -> ConsumerConfig {
+    /// The topic to read without a group. Ends the process if it is not one.
+    fn topic(&self) -> &str {
+        match self.topics.as_slice() {
+            [topic] => topic,
+            [] => usage_error("name the topic to read, or --group"),
+            [..] => usage_error("without --group one topic is read"),
+        }
+    }
+
+    /// Ends the process if something was said that a group has its own way for.
+    fn check_group(&self, group: &str) {
+        if self.from.is_some() {
+            usage_error(&format!(
+                "--from cannot be used with --group: a group goes on where it is. Move it with \
+                 `quipu group reset {group} --to PLACE`"
+            ));
+        }
+    }
+
+    fn config(&self, topic: &str) -> ConsumerConfig {
         let default = if self.to_end { Start::Earliest } else { Start::Latest };
         let start = self.from.unwrap_or(default);
         let partitions = self.partitions.iter().map(|partition| (*partition, start)).collect();
-        ConsumerConfig { partitions, ..ConsumerConfig::new(&self.topic, start) }
+        ConsumerConfig { partitions, ..ConsumerConfig::new(topic, start) }
     }
 }
 
@@ -114,9 +156,9 @@ fn announce(topic: &str, started: &[(u32, u64)]) {
     eprintln!("reading {topic} from partition {}", places.join(", "));
 }
 
-fn announce_gap(topic: &str, gap: Gap) {
-    let Gap { partition, from_offset, to_offset } = gap;
-    let missed = to_offset.saturating_sub(from_offset);
+fn announce_gap(gap: &Gap) {
+    let Gap { topic, partition, from_offset, to_offset } = gap;
+    let missed = to_offset.saturating_sub(*from_offset);
     eprintln!(
         "warning: {missed} records of {topic}/{partition} are gone: offsets {from_offset} to \
          {to_offset}, exclusive"
@@ -184,21 +226,23 @@ impl Reader {
 }
 
 /// How records are printed.
-enum Printer<'a> {
+#[derive(Debug)]
+enum Printer {
     Raw,
-    Json { topic: &'a str },
-    Template { topic: &'a str, template: Template },
+    Json,
+    Template(Template),
 }
 
-impl<'a> Printer<'a> {
-    fn new(topic: &'a str, printing: &Printing) -> anyhow::Result<Self> {
+impl Printer {
+    fn new(printing: &Printing, has_topics: bool) -> anyhow::Result<Self> {
         let template = match printing {
             Printing::Raw => return Ok(Self::Raw),
-            Printing::Format(Format::Json) => return Ok(Self::Json { topic }),
+            Printing::Format(Format::Json) => return Ok(Self::Json),
+            Printing::Format(Format::Table) if has_topics => "%t\\t%p\\t%o\\t%k\\t%v\\n",
             Printing::Format(Format::Table) => "%p\\t%o\\t%k\\t%v\\n",
             Printing::Template(template) => template,
         };
-        Ok(Self::Template { topic, template: template.parse().map_err(anyhow::Error::msg)? })
+        Ok(Self::Template(template.parse().map_err(anyhow::Error::msg)?))
     }
 
     fn print(&self, record: &Record, output: &mut Output) -> anyhow::Result<()> {
@@ -207,53 +251,8 @@ impl<'a> Printer<'a> {
                 output.bytes(record.value.as_deref().unwrap_or_default())?;
                 output.bytes(b"\n")
             }
-            Self::Json { topic } => output.json_line(&json::Line::of(topic, record)),
-            Self::Template { topic, template } => template.print(topic, record, output),
-        }
-    }
-}
-
-/// Reads `earliest`, `latest`, `OFFSET`, `@TIME` or `@-AGO`.
-fn parse_start(text: &str) -> Result<Start, String> {
-    match text {
-        "earliest" => Ok(Start::Earliest),
-        "latest" => Ok(Start::Latest),
-        _ => match text.strip_prefix('@') {
-            Some(time) => parse_time(time).map(Start::TimeMs),
-            None => text.parse().map(Start::Offset).map_err(|_| {
-                "expected earliest, latest, an offset, @TIME (RFC 3339) or @-AGO (@-15m)".to_owned()
-            }),
-        },
-    }
-}
-
-fn parse_time(text: &str) -> Result<i64, String> {
-    let time = match text.strip_prefix('-') {
-        Some(ago) => {
-            let ago = humantime::parse_duration(ago).map_err(|error| error.to_string())?;
-            SystemTime::now().checked_sub(ago).ok_or("that is too long ago")?
-        }
-        None => humantime::parse_rfc3339_weak(text).map_err(|error| error.to_string())?,
-    };
-    let since = time.duration_since(UNIX_EPOCH).map_err(|_| "that is before 1970")?;
-    i64::try_from(since.as_millis()).map_err(|_| "that is too far ahead".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_read() {
-        assert_eq!(parse_start("earliest"), Ok(Start::Earliest));
-        assert_eq!(parse_start("latest"), Ok(Start::Latest));
-        assert_eq!(parse_start("42"), Ok(Start::Offset(42)));
-        assert_eq!(parse_start("@1970-01-01T00:00:01.5Z"), Ok(Start::TimeMs(1500)));
-        let Ok(Start::TimeMs(ago)) = parse_start("@-15m") else { panic!("no time") };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-        assert!((899_000..=901_000).contains(&(now - ago)), "{ago} is not 15 minutes before {now}");
-        for text in ["-1", "early", "@", "@-", "@yesterday", "@-15parsecs"] {
-            assert!(parse_start(text).is_err(), "{text}");
+            Self::Json => output.json_line(&json::Line::of(record)),
+            Self::Template(template) => template.print(record, output),
         }
     }
 }

@@ -42,16 +42,11 @@ impl FromStr for Template {
 
 impl Template {
     /// Writes a record. Absent keys and values are empty.
-    pub(super) fn print(
-        &self,
-        topic: &str,
-        record: &Record,
-        output: &mut Output,
-    ) -> anyhow::Result<()> {
+    pub(super) fn print(&self, record: &Record, output: &mut Output) -> anyhow::Result<()> {
         for part in &self.parts {
             match part {
                 Part::Text(text) => output.bytes(text.as_bytes())?,
-                Part::Topic => output.bytes(topic.as_bytes())?,
+                Part::Topic => output.bytes(record.topic.as_bytes())?,
                 Part::Partition => output.bytes(record.partition.to_string().as_bytes())?,
                 Part::Offset => output.bytes(record.offset.to_string().as_bytes())?,
                 Part::Key => output.bytes(record.key.as_deref().unwrap_or_default())?,

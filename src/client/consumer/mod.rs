@@ -6,25 +6,25 @@
 //! * The server sends no more bytes than it was given credit for. Credit goes back when the records
 //!   of a message were handed out, so a slow application slows the server down.
 
-mod decode;
 mod subscription;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tonic::Code;
 
 use self::subscription::Subscription;
 use super::call::Target;
+use super::decode::Decoder;
 use super::error::Repeat;
 use super::retry::{Backoff, random_fraction};
 use super::wire::{Data, Told};
-use super::{Client, Error, Failure};
-use crate::batch::Scratch;
+use super::{Client, Error, Failure, Gap, Record};
 use crate::proto::client::start_position::Position as Place;
 use crate::proto::client::{
-    ErrorReason, PartitionPosition, PartitionStart, StartPosition, SubscribeStart, SubscribeStarted,
+    ErrorReason, PartitionPosition, PartitionStart, StartPosition, SubscribeGap, SubscribeStart,
+    SubscribeStarted,
 };
 
 /// Partitions that one subscription can name.
@@ -67,45 +67,6 @@ impl ConsumerConfig {
     }
 }
 
-/// A record as it was read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Record {
-    /// The partition that it is in.
-    pub partition: u32,
-    /// Its offset there.
-    pub offset: u64,
-    /// When the leader appended it, in milliseconds since the Unix epoch.
-    pub append_time_ms: i64,
-    /// The key. Absent is not the same as empty.
-    pub key: Option<Bytes>,
-    /// The value. Absent is not the same as empty.
-    pub value: Option<Bytes>,
-    /// The headers, in the producer's order.
-    pub headers: Vec<Header>,
-    /// When the event happened by the producer's clock, in milliseconds since the Unix epoch.
-    pub event_time_ms: Option<i64>,
-}
-
-/// A named value beside a record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// The name.
-    pub name: String,
-    /// The value.
-    pub value: Bytes,
-}
-
-/// Records that were gone before they could be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// The partition.
-    pub partition: u32,
-    /// The first offset that is missed.
-    pub from_offset: u64,
-    /// The offset at which reading goes on.
-    pub to_offset: u64,
-}
-
 /// What a consumer gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -123,24 +84,16 @@ pub enum Event {
 pub struct Consumer {
     client: Client,
     config: ConsumerConfig,
+    topic: Arc<str>,
     topic_id: String,
     positions: BTreeMap<u32, PartitionPosition>,
     subscription: Option<Subscription>,
     events: VecDeque<Event>,
     message_bytes: u32,
-    scratch: Room,
+    decoder: Decoder,
     backoff: Backoff,
     /// Since when nothing succeeds.
     failing_since: Option<Instant>,
-}
-
-#[derive(Default)]
-struct Room(Scratch);
-
-impl std::fmt::Debug for Room {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Room({} bytes)", self.0.bytes_held())
-    }
 }
 
 impl Client {
@@ -149,13 +102,14 @@ impl Client {
         let credit_bytes = config.credit_bytes.clamp(CREDIT_BYTES_MIN, CREDIT_BYTES_MAX);
         Consumer {
             client: self.clone(),
+            topic: config.topic.as_str().into(),
             config: ConsumerConfig { credit_bytes, ..config },
             topic_id: String::new(),
             positions: BTreeMap::new(),
             subscription: None,
             events: VecDeque::new(),
             message_bytes: 0,
-            scratch: Room::default(),
+            decoder: Decoder::default(),
             backoff: Backoff::new(),
             failing_since: None,
         }
@@ -249,10 +203,10 @@ impl Consumer {
             Told::Started(started) => self.on_started(started),
             Told::Data(data) => self.on_data(&data),
             Told::Gap(gap) => {
-                let (partition, from_offset, to_offset) =
-                    (gap.partition, gap.from_offset, gap.to_offset);
+                let SubscribeGap { partition, from_offset, to_offset } = gap;
                 self.position_mut(partition).next_offset = to_offset;
-                self.events.push_back(Event::Gap(Gap { partition, from_offset, to_offset }));
+                let topic = self.topic.clone();
+                self.events.push_back(Event::Gap(Gap { topic, partition, from_offset, to_offset }));
                 Ok(())
             }
             Told::Positions(told) => {
@@ -285,15 +239,13 @@ impl Consumer {
     fn on_data(&mut self, data: &Data) -> Result<(), Error> {
         let partition = data.partition;
         let from = self.position_mut(partition).next_offset;
-        for stored in &data.batches {
-            let (events, scratch) = (&mut self.events, &mut self.scratch.0);
-            let decoded = decode::decode(partition, stored, from, scratch, events);
-            if let Err(source) = decoded {
-                self.events.clear();
-                self.subscription = None;
-                let base_offset = stored.base_offset;
-                return Err(Error::DamagedBatch { partition, base_offset, source });
-            }
+        let events = &mut self.events;
+        let take = |record| events.push_back(Event::Record(record));
+        let decoded = self.decoder.decode((&self.topic, partition), &data.batches, from, take);
+        if let Err(damaged) = decoded {
+            self.events.clear();
+            self.subscription = None;
+            return Err(damaged);
         }
         let position = self.position_mut(partition);
         position.next_offset = data.next_offset.max(from);

@@ -8,6 +8,7 @@ use tonic::Streaming;
 
 use crate::client::Failure;
 use crate::client::connection::Route;
+use crate::client::credit::Credit;
 use crate::client::wire::{self, Subscribed, Told};
 use crate::proto::client::subscribe_request::Message;
 use crate::proto::client::{SubscribeCredit, SubscribeHeartbeat, SubscribeRequest, SubscribeStart};
@@ -20,32 +21,24 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// place.
 const REQUESTS_MAX: usize = 16;
 
-/// Credit that the server always has, if it was given so much: enough for any message.
-const MESSAGE_CREDIT_BYTES: u32 = 4 << 20;
-
 /// An open subscription.
 #[derive(Debug)]
 pub(super) struct Subscription {
     requests: mpsc::Sender<SubscribeRequest>,
     answers: Streaming<Subscribed>,
     heartbeats: JoinHandle<()>,
-    /// Bytes that were consumed and not yet given back as credit.
-    owed_bytes: u32,
-    /// Give credit back in portions of at least so many bytes: what is held back never keeps the
-    /// server from sending a large message.
-    portion_bytes: u32,
+    credit: Credit,
 }
 
 impl Subscription {
     pub(super) async fn open(route: &Route, start: SubscribeStart) -> Result<Self, Failure> {
-        let spare_bytes = start.credit_bytes.saturating_sub(MESSAGE_CREDIT_BYTES);
-        let portion_bytes = spare_bytes.min(start.credit_bytes / 4).max(1);
+        let credit = Credit::new(start.credit_bytes);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let _ = requests.try_send(request(Message::Start(start)));
         let opened = tokio::time::timeout(SILENCE_MAX, wire::subscribe(route, receiver)).await;
         let answers = opened.map_err(|_| Failure::silent(SILENCE_MAX))??;
         let heartbeats = tokio::spawn(send_heartbeats(requests.clone()));
-        Ok(Self { requests, answers, heartbeats, owed_bytes: 0, portion_bytes })
+        Ok(Self { requests, answers, heartbeats, credit })
     }
 
     /// Waits for what the server says next. Cancel safe.
@@ -62,13 +55,13 @@ impl Subscription {
 
     /// Notes that data was consumed, and lets the server send as much again.
     pub(super) fn give_back(&mut self, bytes: u32) {
-        self.owed_bytes += bytes;
-        if self.owed_bytes == 0 || self.owed_bytes < self.portion_bytes {
+        self.credit.owe(bytes);
+        let Some(bytes) = self.credit.due() else {
             return;
-        }
-        let credit = Message::Credit(SubscribeCredit { bytes: self.owed_bytes });
+        };
+        let credit = Message::Credit(SubscribeCredit { bytes });
         if self.requests.try_send(request(credit)).is_ok() {
-            self.owed_bytes = 0;
+            self.credit.on_given(bytes);
         }
     }
 }

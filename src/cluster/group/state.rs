@@ -161,7 +161,8 @@ impl Groups {
             let place = (renewed.topic, renewed.partition);
             let found = group.assignments.binary_search_by_key(&place, Assignment::place);
             let Ok(at) = found else { continue };
-            if group.assignments[at].generation <= renewed.above {
+            // One that is equal came from here, and its owner reads what the log says by now.
+            if group.assignments[at].generation < renewed.above {
                 group.generation += 1;
                 group.assignments[at].generation = group.generation;
             }

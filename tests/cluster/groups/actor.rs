@@ -12,8 +12,8 @@ use quipu::proto::client::consume_response::Message as Tell;
 use quipu::proto::client::offset_commit_outcome::Outcome;
 use quipu::proto::client::{
     Assignment, AssignmentCommit, AssignmentCommitOutcome, CommitOffsetsRequest, ConsumeCommit,
-    ConsumeCredit, ConsumeData, ConsumeHeartbeat, ConsumeJoin, ConsumeLeave, ConsumeReleased,
-    ErrorReason, LostReason, OffsetCommit, ResumePosition,
+    ConsumeCredit, ConsumeData, ConsumeJoin, ConsumeLeave, ConsumeReleased, ErrorReason,
+    LostReason, OffsetCommit, ResumePosition,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -202,9 +202,7 @@ impl Actor {
     }
 
     async fn stay(&mut self, orders: &mut mpsc::Receiver<Order>) -> End {
-        let mut beats = interval(Duration::from_millis(500));
         let mut commits = interval(self.manners.commit_every);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.have.values().filter_map(|have| have.release_at).min();
@@ -212,7 +210,6 @@ impl Actor {
             tokio::select! {
                 biased;
                 order = orders.recv() => return End::Ordered(order.unwrap_or(Order::Leave)),
-                _ = beats.tick() => self.member().say(Told::Heartbeat(ConsumeHeartbeat {})).await,
                 () = sleep_until(due) => self.release().await,
                 _ = commits.tick() => self.commit().await,
                 told = self.member().hear() => match told {
@@ -373,11 +370,12 @@ impl Actor {
         }
     }
 
-    /// Commits what it had, one record after the other, as if it were still a member.
+    /// Commits what it had, little by little, as if it were still a member.
     async fn haunt(&mut self, keeps_stream: bool) {
         let mut client = Groups::new(self.world.connect(&mut self.rng).await);
-        if !keeps_stream {
-            self.member = None;
+        match keeps_stream {
+            true => self.member().be_silent(),
+            false => self.member = None,
         }
         let until = Instant::now() + ZOMBIE_MAX;
         while Instant::now() < until && !self.have.is_empty() {
@@ -405,13 +403,15 @@ impl Actor {
         }
     }
 
-    /// Commits one record more of each partition by a call of its own. What is refused for good it
+    /// Commits one record more of some partitions by a call of its own. What is refused for good it
     /// has no more. False if the call failed.
     async fn commit_as_stranger(&mut self, client: &mut Groups) -> bool {
         let mut asked = Vec::new();
         let mut offsets = Vec::new();
         for (number, have) in &mut self.have {
-            have.committed = have.next.min(have.committed + 1);
+            // It keeps some for the moment when the partition is somebody else's.
+            let more = u64::from(self.rng.below(4) == 0);
+            have.committed = have.next.min(have.committed + more);
             let (id, held, offset) = (self.world.id(), have.held, have.committed);
             self.world.history.note(What::CommitSent { id, held, offset });
             asked.push((id, *number));

@@ -10,9 +10,9 @@ use quipu::proto::client::group_place::Place;
 use quipu::proto::client::group_service_client::GroupServiceClient;
 use quipu::proto::client::topic_service_client::TopicServiceClient;
 use quipu::proto::client::{
-    Assignment, AssignmentCommit, AssignmentCommitOutcome, ConsumeCommit, ConsumeJoin,
-    ConsumeJoined, ConsumeReleased, ConsumeRequest, ConsumeResponse, CreateGroupRequest,
-    CreateTopicRequest, ErrorReason, GroupPlace, ResumePosition,
+    Assignment, AssignmentCommit, AssignmentCommitOutcome, ConsumeCommit, ConsumeHeartbeat,
+    ConsumeJoin, ConsumeJoined, ConsumeReleased, ConsumeRequest, ConsumeResponse,
+    CreateGroupRequest, CreateTopicRequest, ErrorReason, GroupPlace, ResumePosition,
 };
 use quipu::proto::server::ProduceRequest;
 use quipu::proto::server::log_service_client::LogServiceClient;
@@ -30,6 +30,7 @@ pub type Groups = GroupServiceClient<Channel>;
 /// The group and the topic that the tests are about, unless they say otherwise.
 pub const GROUP: &str = "g";
 pub const TOPIC: &str = "t";
+const BEAT_EVERY: Duration = Duration::from_millis(300);
 
 pub async fn channel(cluster: &Cluster, n: usize) -> Channel {
     let address = cluster.server(n).addresses().clients;
@@ -61,16 +62,25 @@ pub fn group() -> CreateGroupRequest {
     }
 }
 
+/// A client that produces through a node.
+pub async fn producer(cluster: &Cluster, n: usize) -> LogServiceClient<Channel> {
+    LogServiceClient::new(channel(cluster, n).await)
+}
+
+/// Stores a record in a partition.
+pub async fn produce_through(client: &mut LogServiceClient<Channel>, partition: u32, value: &[u8]) {
+    let mut builder = BatchBuilder::new(Limits::default());
+    builder.append(&Record { value: Some(value), ..Record::default() }).unwrap();
+    let (topic, batch) = (TOPIC.to_owned(), builder.build(Codec::None).unwrap());
+    let request = ProduceRequest { topic, partition, batch, ..ProduceRequest::default() };
+    client.produce(request).await.unwrap();
+}
+
 /// Stores `count` records in a partition, one in a batch.
 pub async fn produce(cluster: &Cluster, partition: u32, count: usize) {
-    let mut client = LogServiceClient::new(channel(cluster, 0).await);
+    let mut client = producer(cluster, 0).await;
     for n in 0..count {
-        let mut builder = BatchBuilder::new(Limits::default());
-        let value = n.to_le_bytes();
-        builder.append(&Record { value: Some(&value), ..Record::default() }).unwrap();
-        let (topic, batch) = (TOPIC.to_owned(), builder.build(Codec::None).unwrap());
-        let request = ProduceRequest { topic, partition, batch, ..ProduceRequest::default() };
-        client.produce(request).await.unwrap();
+        produce_through(&mut client, partition, &n.to_le_bytes()).await;
     }
 }
 
@@ -79,9 +89,10 @@ pub fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
-/// A member.
+/// A member. It shows that it lives until it is told to be silent, or dropped.
 pub struct Member {
     requests: mpsc::Sender<ConsumeRequest>,
+    beats: tokio::task::JoinHandle<()>,
     answers: Streaming<ConsumeResponse>,
     pub joined: ConsumeJoined,
     /// What it has, by number.
@@ -116,7 +127,13 @@ impl Member {
             Some(_) => panic!("a member is told something else first"),
         };
         let (assigned, next, last_request) = Default::default();
-        Ok(Self { requests, answers, joined, assigned, next, last_request })
+        let beats = tokio::spawn(beat(requests.clone()));
+        Ok(Self { requests, beats, answers, joined, assigned, next, last_request })
+    }
+
+    /// Says nothing any more by itself.
+    pub fn be_silent(&self) {
+        self.beats.abort();
     }
 
     pub async fn say(&self, message: Told) {
@@ -237,6 +254,19 @@ impl Member {
     pub fn number_of(&self, partition: u32) -> u64 {
         let found = self.assigned.values().find(|assigned| assigned.partition == partition);
         found.expect("it has the partition").assignment
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.beats.abort();
+    }
+}
+
+async fn beat(requests: mpsc::Sender<ConsumeRequest>) {
+    let beat = || ConsumeRequest { message: Some(Told::Heartbeat(ConsumeHeartbeat {})) };
+    while requests.send(beat()).await.is_ok() {
+        tokio::time::sleep(BEAT_EVERY).await;
     }
 }
 

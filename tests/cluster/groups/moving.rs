@@ -1,12 +1,10 @@
 //! Partitions on their way from one member to another.
 
-use std::time::{Duration, Instant};
-
 use quipu::proto::client::consume_request::Message as Told;
 use quipu::proto::client::consume_response::Message as Tell;
 use quipu::proto::client::{
-    CommitOffsetsRequest, ConsumeHeartbeat, ConsumeJoin, ConsumeLeave, ErrorReason, LostReason,
-    OffsetCommit, offset_commit_outcome::Outcome,
+    AssignmentCommit, CommitOffsetsRequest, ConsumeCommit, ConsumeJoin, ConsumeLeave, ErrorReason,
+    LostReason, OffsetCommit, offset_commit_outcome::Outcome,
 };
 
 use super::member::{
@@ -49,6 +47,25 @@ async fn a_partition_moves_after_it_was_let_go_of_and_goes_on_where_that_one_was
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_just_before_letting_go_counts() {
+    let cluster = cluster_of(3, 2).await;
+    let mut first = Member::join(&cluster, 0).await;
+    first.until_assigned(2).await;
+    first.until_read(10).await;
+    let mut second = Member::join(&cluster, 1).await;
+    let revoked = first.until_revoked().await;
+    // No answer is waited for.
+    for request_id in 100..110 {
+        let (assignment, next_offset) = (revoked[0], request_id - 99);
+        let offset = AssignmentCommit { assignment, next_offset, ..AssignmentCommit::default() };
+        first.say(Told::Commit(ConsumeCommit { request_id, offsets: vec![offset] })).await;
+    }
+    first.release(revoked).await;
+    second.until_assigned(1).await;
+    assert_eq!(second.assigned.values().next().unwrap().next_offset, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_one_that_was_passed_over_commits_is_refused() {
     let cluster = cluster_of(3, 1).await;
     let mut first = Member::join(&cluster, 0).await;
@@ -59,9 +76,7 @@ async fn what_one_that_was_passed_over_commits_is_refused() {
     let zombie = leave.joined.member_id.clone();
     drop(leave);
     let mut second = Member::join(&cluster, 1).await;
-    let started = Instant::now();
     second.until_assigned(1).await;
-    assert!(started.elapsed() < Duration::from_secs(3 + 2), "{:?}", started.elapsed());
     let offset = OffsetCommit {
         topic: TOPIC.into(),
         partition: 0,
@@ -85,16 +100,7 @@ async fn who_does_not_let_go_loses_the_partition_after_its_session() {
     first.until_assigned(2).await;
     let mut second = Member::join(&cluster, 0).await;
     let revoked = first.until_revoked().await;
-    let beats = async {
-        loop {
-            first.say(Told::Heartbeat(ConsumeHeartbeat {})).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    };
-    tokio::select! {
-        () = beats => {}
-        () = second.until_assigned(1) => {}
-    }
+    second.until_assigned(1).await;
     let (lost, why) = first
         .until(|_, told| match told {
             Tell::Lost(lost) => Some((lost.assignments.clone(), lost.reason())),
@@ -110,6 +116,7 @@ async fn a_silent_member_is_out_and_one_that_leaves_is_so_at_once() {
     let cluster = cluster_of(1, 2).await;
     let mut first = Member::join(&cluster, 0).await;
     first.until_assigned(2).await;
+    first.be_silent();
     let ended = loop {
         match first.told().await {
             Ok(Some(_)) => {}
@@ -123,12 +130,10 @@ async fn a_silent_member_is_out_and_one_that_leaves_is_so_at_once() {
 
     let mut second = Member::join(&cluster, 0).await;
     second.until_assigned(2).await;
-    let started = Instant::now();
     second.say(Told::Leave(ConsumeLeave {})).await;
     while second.told().await.unwrap().is_some() {}
     let mut third = Member::join(&cluster, 0).await;
     third.until_assigned(2).await;
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,8 @@ use quipu::proto::client::{
 use super::member::{
     GROUP, Groups, Member, TOPIC, create_topic, group, groups, outcome, produce, reason,
 };
+use quipu::partition::{Command, GroupId, ResetOffsets};
+
 use crate::support::{Cluster, wait_for};
 
 async fn fetch(client: &mut Groups) -> Vec<GroupOffset> {
@@ -179,4 +181,30 @@ async fn a_group_starts_where_it_was_told_to() {
         let found = client.fetch_offsets(request).await.unwrap().into_inner();
         assert_eq!(found.offsets[0].next_offset, expected, "group {n}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_ended_halfway_is_noticed_at_the_next_commit() {
+    let cluster = Cluster::start(1).await;
+    create_topic(&cluster, TOPIC, 1).await;
+    produce(&cluster, 0, 10).await;
+    groups(&cluster, 0).await.create_group(group()).await.unwrap();
+    let mut member = Member::join(&cluster, 0).await;
+    member.until_assigned(1).await;
+    let number = member.number_of(0);
+    // What a reset does first, and nothing of what it does then.
+    let node = cluster.server(0).node().clone();
+    let state = node.state();
+    let id = state.groups().named(GROUP).unwrap().id.uuid();
+    let reset = ResetOffsets { group: GroupId::try_new(id.as_bytes()).unwrap(), offset: 3 };
+    let log = state.topic_named(TOPIC).unwrap().log_id(0);
+    node.replica(log).unwrap().command(Command::ResetOffsets(reset)).await.unwrap();
+
+    let refused = outcome(&member.commit(&[(number, 10)]).await[0]);
+    assert_eq!(refused, Err(ErrorReason::IllegalGeneration));
+    member.until(|member, told| matches!(told, Tell::Lost(_)).then(|| member.assigned.len())).await;
+    member.until_assigned(1).await;
+    let again = member.number_of(0);
+    assert_eq!(member.assigned[&again].next_offset, 3);
+    assert_eq!(outcome(&member.commit(&[(again, 4)]).await[0]), Ok(4));
 }

@@ -16,7 +16,7 @@ use super::super::offsets::renew;
 use super::super::places::progress_id;
 use super::super::progress;
 use crate::cluster::group::{Group, Renewed};
-use crate::partition::{Command, FenceGeneration, FetchError};
+use crate::partition::{AskError, Command, FenceGeneration, FetchError, Refusal};
 use crate::proto::internal::GroupProgress;
 use crate::proto::server::{ErrorReason, ResumePosition};
 use crate::raft::planted::{Bug, planted};
@@ -88,12 +88,18 @@ async fn take_over(
     let progress = inspect(context, group, target, start).await?;
     match progress.generation == generation {
         true => Ok((fenced.previous, progress)),
-        false => Err(illegal(progress.generation)),
+        false => Err(moved_on(context, group, target, progress.generation).await),
     }
 }
 
-fn illegal(current: u64) -> Error {
-    use crate::partition::{AskError, Refusal};
+/// Sees to it that the metadata is ahead of a partition's log, which has a later generation than
+/// the one that was claimed: a reset may have ended before it told the metadata.
+async fn moved_on(context: &Context, group: &Group, target: Target, current: u64) -> Error {
+    let (topic, partition) = (target.topic_id.into(), target.partition);
+    let renewed = || vec![Renewed { topic, partition, above: current }];
+    while renew(context, group.id, renewed()).await.is_err() {
+        sleep(PAUSE).await;
+    }
     AskError::Refused(Refusal::IllegalGeneration { current }).into()
 }
 
@@ -116,11 +122,8 @@ async fn fence(
         match followed.into_iter().next().unwrap_or(Err(Error::NoLeader)) {
             Ok(followed) => return Ok(followed),
             Err(error) if error.reason() == Some(ErrorReason::IllegalGeneration) => {
-                let above = error.generation().unwrap_or(generation);
-                let (topic, partition) = (target.topic_id.into(), target.partition);
-                // Tried again with the next claim, should it fail.
-                let _ = renew(context, group.id, vec![Renewed { topic, partition, above }]).await;
-                return Err(error);
+                let current = error.generation().unwrap_or(generation);
+                return Err(moved_on(context, group, target, current).await);
             }
             Err(error) if error.effect() == Effect::Final => return Err(error),
             Err(_) => sleep(PAUSE).await,
