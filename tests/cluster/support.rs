@@ -87,15 +87,9 @@ impl Cluster {
         self.servers[n].take().expect("the server runs").stop().await;
     }
 
-    /// Ends one as a process does that is killed.
-    pub fn kill(&mut self, n: usize) {
-        drop(self.servers[n].take().expect("the server runs"));
-    }
-
-    /// Starts one again. Of one that was killed the threads may still be about to end.
+    /// Starts one again.
     pub async fn restart(&mut self, n: usize) {
-        let start = async || Server::start(self.settings[n].clone()).await.ok();
-        let server = wait_for("a server that starts", start).await;
+        let server = Server::start(self.settings[n].clone()).await.unwrap();
         server.wait_until_ready().await;
         self.servers[n] = Some(server);
     }

@@ -103,14 +103,9 @@ async fn restart_servers(cluster: &mut Cluster, world: &World, mut rng: Rng, unt
         let leads = |n: &usize| cluster.server(*n).node().leads_metadata();
         let leader = (0..3).find(leads).filter(|_| turn % 2 == 0);
         let n = leader.unwrap_or(rng.below(3) as usize);
-        let is_killed = rng.below(2) == 0;
-        let how = if is_killed { "is killed" } else { "stops" };
-        world.history.note(What::Fault(format!("server {n} {how}")));
+        world.history.note(What::Fault(format!("server {n} stops")));
         world.addresses.write().unwrap()[n] = None;
-        match is_killed {
-            true => cluster.kill(n),
-            false => cluster.stop(n).await,
-        }
+        cluster.stop(n).await;
         sleep(Duration::from_millis(100 + rng.below(900))).await;
         cluster.restart(n).await;
         world.addresses.write().unwrap()[n] = Some(cluster.server(n).addresses().clients);
