@@ -1,7 +1,8 @@
 //! Planted bugs: breaches of one rule each, to prove that the simulation finds them.
 //!
-//! With the feature `planted-bugs` a test switches one of them on for its own thread. Without it
-//! [`planted`] is a constant, and nothing of this is left in the program.
+//! With the feature `planted-bugs` a test switches one of them on for its own thread, or names it in
+//! `QUIPU_PLANTED_BUG` for a whole process. Without it [`planted`] is a constant, and nothing of
+//! this is left in the program.
 
 /// A breach of one rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,11 +77,21 @@ pub enum Bug {
     VotesWithLostTail,
     /// A replica that meets damage at its start cuts its log there and forgets what it had.
     DamageForgotten,
+    /// As [`Self::GenerationCheckedEarly`], a while before, and the generation stays as it is.
+    LateCommitApplied,
+    /// A partition of a consumer group goes to its next member before it was let go of.
+    AssignedBeforeRelease,
+    /// A member takes over a partition without fencing who had it before.
+    ClaimedWithoutFence,
+    /// A member reads the position of a partition before it fences who had it before.
+    PositionBeforeFence,
+    /// A member goes on where it was, whoever had the partition in between.
+    ResumedUnasked,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 40] = [
         Self::SendBeforeDurable,
         Self::SendOutOfOrder,
         Self::VoteBeforeDurable,
@@ -116,14 +127,22 @@ impl Bug {
         Self::SnapshotOfAnyGroup,
         Self::VotesWithLostTail,
         Self::DamageForgotten,
+        Self::LateCommitApplied,
+        Self::AssignedBeforeRelease,
+        Self::ClaimedWithoutFence,
+        Self::PositionBeforeFence,
+        Self::ResumedUnasked,
     ];
 }
 
 #[cfg(feature = "planted-bugs")]
 mod selection {
     use std::cell::Cell;
+    use std::sync::OnceLock;
 
     use super::Bug;
+
+    static OF_PROCESS: OnceLock<Option<Bug>> = OnceLock::new();
 
     thread_local! {
         static SELECTED: Cell<Option<Bug>> = const { Cell::new(None) };
@@ -136,7 +155,15 @@ mod selection {
 
     /// True if the bug is planted.
     pub fn planted(bug: Bug) -> bool {
-        SELECTED.get() == Some(bug)
+        let of_process = OF_PROCESS.get_or_init(named);
+        SELECTED.get() == Some(bug) || *of_process == Some(bug)
+    }
+
+    /// The bug that the environment names.
+    fn named() -> Option<Bug> {
+        let name = std::env::var("QUIPU_PLANTED_BUG").ok()?;
+        let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
+        Some(found.expect("QUIPU_PLANTED_BUG names a bug that there is"))
     }
 }
 

@@ -10,6 +10,7 @@ use super::command::{
 };
 use crate::cluster::command::Id;
 use crate::cluster::error::Refusal;
+use crate::raft::planted::{Bug, planted};
 
 /// Groups that a cluster may have.
 pub const GROUPS_MAX: usize = 10_000;
@@ -160,7 +161,8 @@ impl Groups {
             let place = (renewed.topic, renewed.partition);
             let found = group.assignments.binary_search_by_key(&place, Assignment::place);
             let Ok(at) = found else { continue };
-            if group.assignments[at].generation <= renewed.above {
+            // One that is equal came from here, and its owner reads what the log says by now.
+            if group.assignments[at].generation < renewed.above {
                 group.generation += 1;
                 group.assignments[at].generation = group.generation;
             }
@@ -270,6 +272,9 @@ fn follow_plan(group: &mut Group, planned: &Planned) {
     match group.assignments.binary_search_by_key(&place, Assignment::place) {
         Ok(at) => {
             let held = &mut group.assignments[at];
+            if let Some(member) = planned.member.filter(|_| planted(Bug::AssignedBeforeRelease)) {
+                (held.member, held.generation) = (member, generation);
+            }
             held.is_ending = planned.member.is_none();
             held.next = planned.member.filter(|member| *member != held.member);
         }

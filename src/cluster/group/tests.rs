@@ -192,6 +192,10 @@ fn renewed_assignments_are_above_what_the_log_has() {
     let renewed = vec![Renewed { topic: TOPIC, partition: 0, above }];
     log.follow(Verb::RenewAssignments(RenewAssignments { group: GROUP, renewed })).unwrap();
     assert_eq!(log.generation_of(0), again, "it is above already");
+    // Its owner has claimed it, and somebody before was refused for that.
+    let renewed = vec![Renewed { topic: TOPIC, partition: 0, above: again }];
+    log.follow(Verb::RenewAssignments(RenewAssignments { group: GROUP, renewed })).unwrap();
+    assert_eq!(log.generation_of(0), again, "who is too late takes nothing from the owner");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Commands about groups, followed by the partitions that they are to.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message as _;
+use tokio::time::sleep;
 
 use super::super::call::Call;
 use super::super::channels::group_client;
@@ -10,10 +13,11 @@ use super::super::counters::Method;
 use super::super::error::Error;
 use super::super::status;
 use super::leaders;
-use crate::partition::{Command, Handle, Reply};
+use crate::partition::{AskError, Command, Handle, Refusal, Reply};
 use crate::proto::internal::follow_outcome::Outcome;
 use crate::proto::internal::{self, FollowOutcome, FollowRequest, FollowResponse};
 use crate::proto::server as api;
+use crate::raft::planted::{Bug, planted};
 use crate::types::{LogId, NodeId};
 
 /// What a command to a group came to.
@@ -42,6 +46,9 @@ pub(super) async fn follow(
 }
 
 async fn follow_here(handle: &Handle, command: Command) -> Result<Followed, Error> {
+    if planted(Bug::LateCommitApplied) {
+        check_early(handle, &command).await?;
+    }
     Ok(match handle.command(command).await? {
         Reply::OffsetCommitted { offset, generation }
         | Reply::OffsetsReset { offset, generation } => {
@@ -55,6 +62,19 @@ async fn follow_here(handle: &Handle, command: Command) -> Result<Followed, Erro
             return Err(Error::Unexpected("a group is answered like a producer"));
         }
     })
+}
+
+/// What must not be relied on: whether a commit is too late as far as it is known now.
+async fn check_early(handle: &Handle, command: &Command) -> Result<(), Error> {
+    let Command::OffsetCommit(commit) = command else { return Ok(()) };
+    let known = handle.group_progress(commit.group.clone()).await?;
+    let current = known.map_or(0, |known| known.generation);
+    if commit.generation < current {
+        return Err(AskError::Refused(Refusal::IllegalGeneration { current }).into());
+    }
+    // Or it would take long to be found.
+    sleep(Duration::from_millis(50)).await;
+    Ok(())
 }
 
 async fn follow_there(

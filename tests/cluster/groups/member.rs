@@ -62,16 +62,25 @@ pub fn group() -> CreateGroupRequest {
     }
 }
 
+/// A client that produces through a node.
+pub async fn producer(cluster: &Cluster, n: usize) -> LogServiceClient<Channel> {
+    LogServiceClient::new(channel(cluster, n).await)
+}
+
+/// Stores a record in a partition.
+pub async fn produce_through(client: &mut LogServiceClient<Channel>, partition: u32, value: &[u8]) {
+    let mut builder = BatchBuilder::new(Limits::default());
+    builder.append(&Record { value: Some(value), ..Record::default() }).unwrap();
+    let (topic, batch) = (TOPIC.to_owned(), builder.build(Codec::None).unwrap());
+    let request = ProduceRequest { topic, partition, batch, ..ProduceRequest::default() };
+    client.produce(request).await.unwrap();
+}
+
 /// Stores `count` records in a partition, one in a batch.
 pub async fn produce(cluster: &Cluster, partition: u32, count: usize) {
-    let mut client = LogServiceClient::new(channel(cluster, 0).await);
+    let mut client = producer(cluster, 0).await;
     for n in 0..count {
-        let mut builder = BatchBuilder::new(Limits::default());
-        let value = n.to_le_bytes();
-        builder.append(&Record { value: Some(&value), ..Record::default() }).unwrap();
-        let (topic, batch) = (TOPIC.to_owned(), builder.build(Codec::None).unwrap());
-        let request = ProduceRequest { topic, partition, batch, ..ProduceRequest::default() };
-        client.produce(request).await.unwrap();
+        produce_through(&mut client, partition, &n.to_le_bytes()).await;
     }
 }
 
@@ -101,14 +110,21 @@ impl Member {
 
     /// Joins with what `join` says beside the group.
     pub async fn join_as(cluster: &Cluster, n: usize, join: ConsumeJoin) -> Result<Self, Status> {
+        Self::join_through(groups(cluster, n).await, join).await
+    }
+
+    /// Joins through any node.
+    pub async fn join_through(mut client: Groups, join: ConsumeJoin) -> Result<Self, Status> {
         let (requests, queue) = mpsc::channel(64);
         let join = ConsumeJoin { group: GROUP.to_owned(), credit_bytes: 1 << 20, ..join };
         requests.send(ConsumeRequest { message: Some(Told::Join(join)) }).await.unwrap();
-        let answers = groups(cluster, n).await.consume(ReceiverStream::new(queue)).await;
-        let mut answers = answers?.into_inner();
+        let mut answers = client.consume(ReceiverStream::new(queue)).await?.into_inner();
         let first = timeout(PATIENCE, answers.message()).await.expect("no answer to a join")?;
-        let Some(Tell::Joined(joined)) = first.and_then(|first| first.message) else {
-            panic!("a member is told something else first");
+        let joined = match first.and_then(|first| first.message) {
+            Some(Tell::Joined(joined)) => joined,
+            // Any node may be about to stop.
+            Some(Tell::GoAway(_)) | None => return Err(Status::unavailable("join elsewhere")),
+            Some(_) => panic!("a member is told something else first"),
         };
         let (assigned, next, last_request) = Default::default();
         let beats = tokio::spawn(beat(requests.clone()));
@@ -125,10 +141,14 @@ impl Member {
         let _ = self.requests.send(ConsumeRequest { message: Some(message) }).await;
     }
 
+    /// Waits for what it is told next. Cancel safe.
+    pub async fn hear(&mut self) -> Result<Option<Tell>, Status> {
+        Ok(self.answers.message().await?.map(|told| told.message.unwrap()))
+    }
+
     /// Waits for what it is told next, and takes note of it.
     pub async fn told(&mut self) -> Result<Option<Tell>, Status> {
-        let told = timeout(PATIENCE, self.answers.message()).await.expect("nothing is said");
-        let message = told?.map(|told| told.message.unwrap());
+        let message = timeout(PATIENCE, self.hear()).await.expect("nothing is said")?;
         match &message {
             Some(Tell::Assigned(assigned)) => {
                 for assignment in &assigned.assignments {

@@ -3,8 +3,8 @@
 use quipu::proto::client::consume_request::Message as Told;
 use quipu::proto::client::consume_response::Message as Tell;
 use quipu::proto::client::{
-    CommitOffsetsRequest, ConsumeJoin, ConsumeLeave, ErrorReason, LostReason, OffsetCommit,
-    offset_commit_outcome::Outcome,
+    AssignmentCommit, CommitOffsetsRequest, ConsumeCommit, ConsumeJoin, ConsumeLeave, ErrorReason,
+    LostReason, OffsetCommit, offset_commit_outcome::Outcome,
 };
 
 use super::member::{
@@ -44,6 +44,25 @@ async fn a_partition_moves_after_it_was_let_go_of_and_goes_on_where_that_one_was
     let kept: Vec<_> = first.assigned.keys().map(|number| (*number, 10)).collect();
     let done = first.commit(&kept).await;
     assert!(done.iter().all(|done| outcome(done) == Ok(10)), "the others go on: {done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_just_before_letting_go_counts() {
+    let cluster = cluster_of(3, 2).await;
+    let mut first = Member::join(&cluster, 0).await;
+    first.until_assigned(2).await;
+    first.until_read(10).await;
+    let mut second = Member::join(&cluster, 1).await;
+    let revoked = first.until_revoked().await;
+    // No answer is waited for.
+    for request_id in 100..110 {
+        let (assignment, next_offset) = (revoked[0], request_id - 99);
+        let offset = AssignmentCommit { assignment, next_offset, ..AssignmentCommit::default() };
+        first.say(Told::Commit(ConsumeCommit { request_id, offsets: vec![offset] })).await;
+    }
+    first.release(revoked).await;
+    second.until_assigned(1).await;
+    assert_eq!(second.assigned.values().next().unwrap().next_offset, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

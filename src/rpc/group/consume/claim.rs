@@ -19,6 +19,7 @@ use crate::cluster::group::{Group, Renewed};
 use crate::partition::{AskError, Command, FenceGeneration, FetchError, Refusal};
 use crate::proto::internal::GroupProgress;
 use crate::proto::server::{ErrorReason, ResumePosition};
+use crate::raft::planted::{Bug, planted};
 
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,23 +51,45 @@ pub(super) async fn claim(
     resume: Option<ResumePosition>,
 ) -> Result<Claimed, Error> {
     let start = group.start_offset(target.topic_id.into(), target.partition);
-    let fenced = fence(&context, &group, target, generation, start).await?;
-    let progress = inspect(&context, &group, target, start).await?;
-    if progress.generation != generation {
-        return Err(moved_on(&context, &group, target, progress.generation).await);
-    }
+    let (previous, progress) = take_over(&context, &group, target, generation, start).await?;
     let GroupProgress { offset, high_watermark, .. } = progress;
     if offset > high_watermark {
         let log_start = progress.log_start_offset;
         return Err(FetchError::OutOfRange { requested: offset, log_start, high_watermark }.into());
     }
     let was_there = |resume: &ResumePosition| {
-        resume.generation == fenced.previous
+        (resume.generation == previous || planted(Bug::ResumedUnasked))
             && (offset..=high_watermark).contains(&resume.next_offset)
     };
     let resumed = resume.filter(was_there).map(|resume| resume.next_offset);
     let next_offset = resumed.unwrap_or(offset);
     Ok(Claimed { next_offset, is_resumed: resumed.is_some(), progress })
+}
+
+/// Fences all earlier generations, and then looks where the group stands. Returns the generation
+/// before, too.
+async fn take_over(
+    context: &Context,
+    group: &Group,
+    target: Target,
+    generation: u64,
+    start: u64,
+) -> Result<(u64, GroupProgress), Error> {
+    if planted(Bug::ClaimedWithoutFence) || planted(Bug::PositionBeforeFence) {
+        let progress = inspect(context, group, target, start).await?;
+        // A partition that does not know the group yet takes no commits of it.
+        if planted(Bug::ClaimedWithoutFence) && progress.generation > 0 {
+            return Ok((progress.generation, progress));
+        }
+        let fenced = fence(context, group, target, generation, start).await?;
+        return Ok((fenced.previous, progress));
+    }
+    let fenced = fence(context, group, target, generation, start).await?;
+    let progress = inspect(context, group, target, start).await?;
+    match progress.generation == generation {
+        true => Ok((fenced.previous, progress)),
+        false => Err(moved_on(context, group, target, progress.generation).await),
+    }
 }
 
 /// Sees to it that the metadata is ahead of a partition's log, which has a later generation than

@@ -56,6 +56,13 @@ enum Next {
     End,
 }
 
+/// What a member wants, one after the other.
+enum Wish {
+    Commit(api::ConsumeCommit),
+    /// Let go of assignments, after the commits before it.
+    Release(Vec<u64>),
+}
+
 /// A member's stream.
 struct Stream {
     context: Context,
@@ -71,8 +78,8 @@ struct Stream {
     holdings: Holdings,
     feed: Feed,
     claims: FuturesUnordered<Claiming>,
-    /// The first of these is under way. One after the other: a later offset must not overtake.
-    commits: VecDeque<api::ConsumeCommit>,
+    /// What waits for the commit that is under way: a later offset must not overtake it.
+    wishes: VecDeque<Wish>,
     committing: Option<Committing>,
     releasing: FuturesUnordered<Releasing>,
     spoke: Instant,
@@ -129,7 +136,7 @@ impl Stream {
             holdings: Holdings::default(),
             feed: Feed::new(context.clone(), origin, join.credit_bytes.into()),
             claims: FuturesUnordered::new(),
-            commits: VecDeque::new(),
+            wishes: VecDeque::new(),
             committing: None,
             releasing: FuturesUnordered::new(),
             spoke: Instant::now(),
@@ -148,7 +155,7 @@ impl Stream {
         }
         let mut is_leaving = false;
         loop {
-            if is_leaving && self.committing.is_none() && self.commits.is_empty() {
+            if is_leaving && self.committing.is_none() && self.wishes.is_empty() {
                 self.leave().await;
                 return Ok(());
             }
@@ -161,7 +168,9 @@ impl Stream {
     }
 
     async fn step(&mut self, is_leaving: bool) -> Result<Next, Error> {
-        self.start_commit();
+        if !self.start_wishes().await {
+            return Ok(Next::End);
+        }
         let speak = self.spoke + heartbeat_interval(&self.group);
         let revoked = self.holdings.deadline();
         let overdue = async {
@@ -176,7 +185,7 @@ impl Stream {
                 None => std::future::pending().await,
             }
         };
-        let may_hear = !is_leaving && self.commits.len() < COMMITS_MAX;
+        let may_hear = !is_leaving && self.wishes.len() < COMMITS_MAX;
         let is_on = tokio::select! {
             // What both sides have to say of the group comes before records.
             biased;
@@ -216,15 +225,12 @@ impl Stream {
                     let expected = format!("at most {NAMED_PARTITIONS_MAX} offsets");
                     return Err(Error::field("offsets", expected));
                 }
-                self.commits.push_back(commit);
+                self.wishes.push_back(Wish::Commit(commit));
             }
             Some(Told::Pause(pause)) => self.pause(&pause.assignments, true),
             Some(Told::Resume(resume)) => self.pause(&resume.assignments, false),
             Some(Told::Released(released)) => {
-                let actions = self.holdings.release(&released.assignments);
-                if !self.act(actions).await {
-                    return Ok(Next::End);
-                }
+                self.wishes.push_back(Wish::Release(released.assignments));
             }
             Some(Told::Leave(_)) => return Ok(Next::Leave),
             Some(Told::Heartbeat(_)) | None => {}
@@ -365,12 +371,26 @@ impl Stream {
         Ok(self.tell(Tell::Assigned(api::ConsumeAssigned { assignments })).await)
     }
 
-    /// Begins the next commit, if none is under way.
-    fn start_commit(&mut self) {
-        if self.committing.is_some() {
-            return;
+    /// Begins the next commit, if none is under way, and lets go of what was to be committed before.
+    /// False if the client has gone.
+    async fn start_wishes(&mut self) -> bool {
+        while self.committing.is_none()
+            && let Some(wish) = self.wishes.pop_front()
+        {
+            match wish {
+                Wish::Commit(asked) => self.start_commit(asked),
+                Wish::Release(numbers) => {
+                    let actions = self.holdings.release(&numbers);
+                    if !self.act(actions).await {
+                        return false;
+                    }
+                }
+            }
         }
-        let Some(asked) = self.commits.pop_front() else { return };
+        true
+    }
+
+    fn start_commit(&mut self, asked: api::ConsumeCommit) {
         let (context, group, member) = (self.context.clone(), self.group.clone(), self.member);
         let commits = asked.offsets.iter().map(|offset| self.commit_of(offset)).collect();
         self.committing = Some(Box::pin(async move {
