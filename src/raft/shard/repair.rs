@@ -231,8 +231,8 @@ fn ask<M: Machine>(
     let (Some(index), Some(wound)) = (mender.next_missing(), mender.wound.as_ref()) else {
         return;
     };
-    // One that runs is never cut.
-    let last = mender.damaged.as_ref().map_or(wound.anchor, |damaged| damaged.last);
+    // A replica that runs is never cut, and may not have its term on disk yet: it says nothing.
+    let last = mender.damaged.as_ref().map_or((0, 1), |damaged| damaged.last);
     let envelope = Envelope::repair_ask(group, between, index, wound.anchor, last);
     out.effects.envelopes.push((Lane::Control, envelope));
 }
