@@ -152,6 +152,8 @@ pub struct Damaged {
     pub durability: Durability,
     /// Replicas of the group, as far as this one knows.
     pub peers: Vec<ReplicaId>,
+    /// Index and term of the last entry of its log.
+    pub last: (u64, u64),
 }
 
 /// Why a replica stopped for good.

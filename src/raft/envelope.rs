@@ -36,7 +36,8 @@ pub enum MessageKind {
     Quiesce = 11,
     /// The sending node is alive. Of no group.
     Alive = 12,
-    /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`.
+    /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`. The
+    /// log ends with the entry `reject_hint` of term `term`.
     RepairAsk = 13,
     /// The entries; or, refused, the word that there is nothing to wait for.
     RepairAnswer = 14,
@@ -120,7 +121,7 @@ pub struct Envelope {
     pub commit: u64,
     /// Term of the entry at `commit`; in votes only.
     pub commit_term: u64,
-    /// Where to try next, in a response that refuses an append.
+    /// Where to try next, in a response that refuses an append; where the log ends, in an ask.
     pub reject_hint: u64,
     /// The response refuses.
     pub is_reject: bool,
@@ -191,15 +192,19 @@ impl Envelope {
         })
     }
 
-    /// Asks `to` for entries from `index` on, up to `anchor`, which is an index and its term.
+    /// Asks `to` for entries from `index` on, up to `anchor`, for a log that ends with `last`; these
+    /// are an index and its term.
     pub(super) fn repair_ask(
         group: LogId,
         (from, to): (ReplicaId, ReplicaId),
         index: u64,
         anchor: (u64, u64),
+        last: (u64, u64),
     ) -> Self {
         let ask = Self::new(MessageKind::RepairAsk, group, from, to);
-        Self { index, commit: anchor.0, log_term: anchor.1, ..ask }
+        let (commit, log_term) = anchor;
+        let (reject_hint, term) = last;
+        Self { index, commit, log_term, reject_hint, term, ..ask }
     }
 
     /// Gives `to` entries that it asked for.

@@ -185,7 +185,8 @@ pub(super) fn start_of<M: Machine>(
         tracing::error!(%group, %damage, "a replica waits for others to mend its log");
         return match (log.wound(), peers_of(dir, log)) {
             (Some(_), Some(peers)) => {
-                Ok(Start::Damaged(Damaged { group, replica, durability, peers }))
+                let last = (log.tip().index, log.tip().term);
+                Ok(Start::Damaged(Damaged { group, replica, durability, peers, last }))
             }
             _ => Err(storage::Error::Corrupt(damage).into()),
         };

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use quipu::raft::{Fault, Role};
-use quipu::storage::Access;
+use quipu::raft::{Fault, Input, Role};
 use quipu::storage::fs::sim::SimFs;
+use quipu::storage::{Access, Policy};
 
 use crate::support::{Cluster, GROUP, Node, others};
 
@@ -206,6 +206,102 @@ fn what_nobody_has_any_more_is_neither_made_up_nor_cut() {
         assert_eq!((log.tip(), log.reader().faulty().len()), (tip, 1));
         assert!(node.unrepaired > 0, "node {} says nothing", node.id);
     }
+}
+
+const LARGE: [&[u8]; 8] = [
+    &[b'0'; 2_000],
+    &[b'1'; 2_000],
+    &[b'2'; 2_000],
+    &[b'3'; 2_000],
+    &[b'4'; 2_000],
+    &[b'5'; 2_000],
+    &[b'6'; 2_000],
+    &[b'7'; 2_000],
+];
+
+/// Applies retention until a node's log begins with the newest segment, if it may.
+fn retain_least(node: &mut Node) {
+    let settled = node.group().settled();
+    let policy = Policy { bytes: Some(0), ..Policy::default() };
+    if let Some(start) = node.disk.retain(GROUP, &policy, 0, settled, 0).unwrap() {
+        node.inputs.push(Input::StartAdvanced { group: GROUP, start });
+    }
+}
+
+/// Where the newest segment of a node's log begins.
+fn newest_base(node: &Node) -> u64 {
+    let segments = node.disk.log(GROUP).unwrap().reader().segments();
+    segments.last().unwrap().base_index()
+}
+
+/// Two replicas have the last entry, and one of them loses it. The other one cannot read an entry
+/// from before that, which the first has given to retention: nobody needs it, but what comes after
+/// it is the only copy there is.
+#[test]
+fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(LARGE[0]);
+    cluster.put(LARGE[1]);
+    let brief = cluster.await_leader();
+    let [torn, late] = others(brief);
+    let node = cluster.node(torn);
+    node.disk.tend(&node.syncer).unwrap();
+    cluster.run(100);
+    // From here on its segments do not begin where those of the others do.
+    restart_damaged(&mut cluster, torn, &[&[b'1'; 1_000]]);
+    cluster.run(1_000);
+    let damaged = newest_base(cluster.node(torn));
+    let mut rest = LARGE[2..].iter();
+    while newest_base(cluster.node(brief)) <= damaged {
+        cluster.put(rest.next().expect("a few entries fill a segment"));
+    }
+    cluster.run(500);
+    cluster.cut.insert(late);
+    let last = cluster.put(b"last-entry");
+    for id in [torn, brief] {
+        let node = cluster.node(id);
+        node.disk.tend(&node.syncer).unwrap();
+    }
+    retain_least(cluster.node(brief));
+    cluster.run(100);
+    let tip = cluster.node(torn).disk.log(GROUP).unwrap().tip();
+    restart_damaged(&mut cluster, torn, &[&[b'1'; 1_000]]);
+    restart_damaged(&mut cluster, brief, &[b"last-entry"]);
+    assert!(cluster.node(brief).group().promise().is_some_and(|it| it.index == tip.index));
+    assert!(cluster.node(brief).group().start().index >= damaged, "it does not have that");
+    assert!(cluster.node(torn).shard.group(GROUP).is_none(), "it cannot follow its log");
+    cluster.run(3_000);
+    assert_eq!(cluster.node(torn).disk.log(GROUP).unwrap().tip(), tip, "it was cut");
+    cluster.cut.clear();
+    cluster.run(3_000);
+    assert_eq!(cluster.put(b"more"), last + 1, "what was acknowledged is there");
+    cluster.assert_alike();
+}
+
+/// Whoever has the end of a log that this replica lost may need what is left here.
+#[test]
+fn retention_waits_while_the_end_of_a_log_is_lost() {
+    let mut cluster = Cluster::new(3);
+    LARGE.iter().for_each(|payload| drop(cluster.put(payload)));
+    cluster.run(500);
+    let leader = cluster.await_leader();
+    let [damaged, _] = others(leader);
+    let node = cluster.node(damaged);
+    node.disk.tend(&node.syncer).unwrap();
+    cluster.run(100);
+    cluster.starved.insert(damaged);
+    restart_damaged(&mut cluster, damaged, &[&[b'7'; 1_000]]);
+    cluster.run(1_000);
+    assert!(cluster.node(damaged).group().promise().is_some());
+    let first = |node: &Node| node.disk.log(GROUP).unwrap().reader().first_index();
+    let before = first(cluster.node(damaged));
+    retain_least(cluster.node(damaged));
+    assert_eq!(first(cluster.node(damaged)), before);
+    cluster.starved.clear();
+    cluster.run(1_000);
+    assert_eq!(cluster.node(damaged).group().promise(), None);
+    retain_least(cluster.node(damaged));
+    assert!(first(cluster.node(damaged)) > before, "it is whole again");
 }
 
 /// A leader that nobody heard had entries of its own, and one of them is damaged. The others went

@@ -75,6 +75,18 @@ fn a_replica_has_time_to_copy_a_log_after_another_one_made_room_for_it() {
     expect(682_792);
 }
 
+/// The other one had dropped what was damaged, and had lost the end of its log itself.
+#[test]
+fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
+    expect(600_552);
+}
+
+/// One of three has lost an entry that no other has, the second one the end of its log.
+#[test]
+fn a_replica_that_cannot_lead_brings_back_no_end_of_a_log() {
+    expect(605_556);
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");

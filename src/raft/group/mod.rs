@@ -316,8 +316,15 @@ impl Group {
         self.committed().min(self.persisted())
     }
 
-    /// Entries up to here are committed, stored and followed: retention may drop them.
+    /// Entries up to here are committed, stored and followed: retention may drop them. None of them
+    /// may go while this replica lacks the end of its log: whoever has that may be damaged itself
+    /// and need what is here, before it can lead.
     pub fn settled(&self) -> u64 {
+        if self.promise.is_some() { self.start().index } else { self.followed() }
+    }
+
+    /// Entries up to here are committed, stored and followed.
+    fn followed(&self) -> u64 {
         self.node.raft.raft_log.applied.min(self.applicable())
     }
 
@@ -385,17 +392,29 @@ impl Group {
         is_free && self.fault.is_none() && self.node.snap().is_none()
     }
 
-    /// True if the entries from `first_index` on of a log that has an entry at `anchor`, an index
-    /// and a term, are nothing to wait for: this log begins after them, so they were settled; or
-    /// this replica leads in a later term without the anchor, and a leader has all that was ever
-    /// committed.
-    pub(super) fn has_other(&self, first_index: u64, anchor: (u64, u64)) -> bool {
-        let (index, term) = anchor;
-        let is_kept = first_index > self.start().index;
-        let found = self.node.raft.raft_log.term(index);
-        let is_same = index <= self.last_index() && found.is_ok_and(|found| found == term);
-        let is_later = self.term() > term && !is_same;
-        !is_kept || (is_later && self.is_writable())
+    /// True if a log may be cut before `first_index`, which cannot be read there. It has an entry at
+    /// `anchor`, at or after that one, and ends with `last`; both are an index and a term.
+    ///
+    /// All after `first_index` goes with it, so nothing of that may be missed. That is so if this
+    /// replica leads in a later term without the anchor, for a leader has all that was ever
+    /// committed. And if this log begins after the entry, so that it was settled, and has whatever
+    /// may be needed of the rest: it goes as far as the other one, or it is a leader's.
+    pub(super) fn may_be_cut(
+        &self,
+        first_index: u64,
+        anchor: (u64, u64),
+        last: (u64, u64),
+    ) -> bool {
+        let (start, is_leader) = (self.start().index, self.is_writable());
+        let has_term = |(index, term): (u64, u64)| {
+            self.node.raft.raft_log.term(index).is_ok_and(|found| found == term)
+        };
+        if first_index > start {
+            let is_same = anchor.0 <= self.last_index() && has_term(anchor);
+            return is_leader && self.term() > anchor.1 && !is_same;
+        }
+        let has_rest = last.0 <= start || (last.0 <= self.persisted() && has_term(last));
+        has_rest || (is_leader && self.term() >= last.1)
     }
 
     /// Forgets the promise once what is stored is as far as what was lost.
@@ -426,7 +445,7 @@ impl Group {
     /// Forgets applied entries that are beyond what is kept in memory. `applied` is what the state
     /// machine has seen.
     pub fn trim(&mut self, applied: u64) {
-        let index = applied.min(self.settled());
+        let index = applied.min(self.followed());
         let is_idle = self.ticks > self.last_busy_tick + 2 * self.config.election_ticks as u64;
         let bytes_max = if is_idle { 0 } else { self.config.tail_bytes_max };
         self.node.mut_store().trim(index, bytes_max);

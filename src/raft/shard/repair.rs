@@ -10,10 +10,11 @@
 //! and the next one is asked.
 //!
 //! A replica that does not run may have lost entries that were never committed, and nobody else has
-//! them any more. The ask names an entry behind the damage, its anchor. A leader of a later term
-//! that has another entry there, or none, says so: what it does not have was not committed. So does
-//! whoever begins after the damage: what retention takes was settled. The replica then cuts its log
-//! at the damage, keeps the promise of all it had, and follows the leader.
+//! them any more. The ask names an entry behind the damage, its anchor, and the last one. A leader
+//! of a later term that has another entry at the anchor, or none, says so: what it does not have was
+//! not committed. So does whoever begins after the damage, for what retention takes was settled, and
+//! has all the rest. The replica then cuts its log at the damage, keeps the promise of all it had,
+//! and follows the leader.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};
@@ -168,13 +169,14 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    /// Gives entries to a replica that lacks them, or says that they are not part of the history.
+    /// Gives entries to a replica that lacks them, or says that there is nothing to wait for.
     fn answer_repair(&self, envelope: &Envelope, out: &mut Outputs<M>) {
         let (group, from, to) = (envelope.group, envelope.to, envelope.from);
         let (first_index, anchor) = (envelope.index, (envelope.commit, envelope.log_term));
-        let slot = self.slot(group);
-        let is_other = slot.is_some_and(|slot| slot.group.has_other(first_index, anchor));
-        match is_other {
+        let last = (envelope.reject_hint, envelope.term);
+        let may_be_cut =
+            self.slot(group).is_some_and(|slot| slot.group.may_be_cut(first_index, anchor, last));
+        match may_be_cut {
             // It may be of another history: the chain decides where it is to go.
             false if first_index <= anchor.0 => {
                 let (last_index, bytes_max) = (anchor.0, self.config.append_bytes_max);
@@ -242,7 +244,9 @@ fn ask<M: Machine>(
     let (Some(index), Some(wound)) = (mender.next_missing(), mender.wound.as_ref()) else {
         return;
     };
-    let envelope = Envelope::repair_ask(group, between, index, wound.anchor);
+    // A replica that runs is never cut, and may not have its term on disk yet: it says nothing.
+    let last = mender.damaged.as_ref().map_or((0, 1), |damaged| damaged.last);
+    let envelope = Envelope::repair_ask(group, between, index, wound.anchor, last);
     out.effects.envelopes.push((Lane::Control, envelope));
 }
 

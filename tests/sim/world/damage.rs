@@ -108,7 +108,10 @@ impl World {
     }
 
     /// True if what is lost of a log is on other disks, or never was. `is_end` says that it is the
-    /// end of the log: that comes back from a leader, and nobody leads whose own end is lost.
+    /// end of the log: that comes back from a leader as far as that, and only a replica that is
+    /// whole can lead. One that lacks something else does not run: it may wait for what nobody has
+    /// any more, until a leader tells it to go on without. Were nobody else as far as it is, each
+    /// would wait for the other: both have lost something, and of three that is a majority.
     fn are_kept_elsewhere(
         &self,
         id: NodeId,
@@ -135,7 +138,7 @@ impl World {
             let has = |kept: &Kept| kept.chains.get(index) == Some(chain);
             let may_have =
                 |kept: &Kept| kept.promised >= *index && !kept.chains.contains_key(index);
-            let can_give = |kept: &Kept| has(kept) && (kept.has_end() || !is_end);
+            let can_give = |kept: &Kept| has(kept) && (kept.is_whole() || !is_end);
             let is_kept = others.iter().any(|(is_voter, kept)| *is_voter && can_give(kept));
             // Nobody else ever had it, and the others can go on without this one.
             let is_alone = is_plain
