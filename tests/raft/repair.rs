@@ -282,7 +282,9 @@ fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
 #[test]
 fn retention_waits_while_the_end_of_a_log_is_lost() {
     let mut cluster = Cluster::new(3);
-    LARGE.iter().for_each(|payload| drop(cluster.put(payload)));
+    for payload in &LARGE {
+        cluster.put(payload);
+    }
     cluster.run(500);
     let leader = cluster.await_leader();
     let [damaged, _] = others(leader);
