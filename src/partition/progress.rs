@@ -182,6 +182,7 @@ impl Progress {
         let group = self.get_or_new(&fence.group, 0)?;
         check_generation(&group, generation)?;
         let previous = group.generation;
+        assert!(previous <= generation, "{generation} would fence {previous}, which is later");
         // Records that were acknowledged from memory may be gone, and the start beyond the end.
         let start = Position::at(fence.start.min(moment.log_end));
         let position = group.position.clone().unwrap_or(start);

@@ -37,7 +37,7 @@ pub enum MessageKind {
     /// The sending node is alive. Of no group.
     Alive = 12,
     /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`. The
-    /// log ends with the entry `reject_hint` of term `term`.
+    /// log of a replica that does not run ends with the entry `reject_hint` of term `term`.
     RepairAsk = 13,
     /// The entries; or, refused, the word that there is nothing to wait for.
     RepairAnswer = 14,
@@ -192,7 +192,7 @@ impl Envelope {
         })
     }
 
-    /// Asks `to` for entries from `index` on, up to `anchor`, for a log that ends with `last`; these
+    /// Asks `to` for entries from `index` on, up to `anchor`, for a log that ends with `last`; both
     /// are an index and its term.
     pub(super) fn repair_ask(
         group: LogId,

@@ -1,7 +1,7 @@
 //! Planted bugs: breaches of one rule each, to prove that the simulation finds them.
 //!
-//! With the feature `planted-bugs` a test switches one of them on for its own thread, or names it in
-//! `QUIPU_PLANTED_BUG` for a whole process. Without it [`planted`] is a constant, and nothing of
+//! With the feature `planted-bugs` a test switches one of them on for its own thread, or names it
+//! in `QUIPU_PLANTED_BUG` for a whole process. Without it [`planted`] is a constant, and nothing of
 //! this is left in the program.
 
 /// A breach of one rule.

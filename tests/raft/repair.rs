@@ -208,16 +208,10 @@ fn what_nobody_has_any_more_is_neither_made_up_nor_cut() {
     }
 }
 
-const LARGE: [&[u8]; 8] = [
-    &[b'0'; 2_000],
-    &[b'1'; 2_000],
-    &[b'2'; 2_000],
-    &[b'3'; 2_000],
-    &[b'4'; 2_000],
-    &[b'5'; 2_000],
-    &[b'6'; 2_000],
-    &[b'7'; 2_000],
-];
+/// A payload of which a few fill a segment.
+fn large(n: u8) -> &'static [u8] {
+    Vec::leak(vec![b'a' + n; 500])
+}
 
 /// Applies retention until a node's log begins with the newest segment, if it may.
 fn retain_least(node: &mut Node) {
@@ -240,20 +234,20 @@ fn newest_base(node: &Node) -> u64 {
 #[test]
 fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
     let mut cluster = Cluster::new(3);
-    cluster.put(LARGE[0]);
-    cluster.put(LARGE[1]);
+    cluster.put(large(0));
+    cluster.put(large(1));
     let brief = cluster.await_leader();
     let [torn, late] = others(brief);
     let node = cluster.node(torn);
     node.disk.tend(&node.syncer).unwrap();
     cluster.run(100);
     // From here on its segments do not begin where those of the others do.
-    restart_damaged(&mut cluster, torn, &[&[b'1'; 1_000]]);
+    restart_damaged(&mut cluster, torn, &[large(1)]);
     cluster.run(1_000);
     let damaged = newest_base(cluster.node(torn));
-    let mut rest = LARGE[2..].iter();
+    let mut rest = 2..20;
     while newest_base(cluster.node(brief)) <= damaged {
-        cluster.put(rest.next().expect("a few entries fill a segment"));
+        cluster.put(large(rest.next().expect("a few entries fill a segment")));
     }
     cluster.run(500);
     cluster.cut.insert(late);
@@ -265,7 +259,7 @@ fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
     retain_least(cluster.node(brief));
     cluster.run(100);
     let tip = cluster.node(torn).disk.log(GROUP).unwrap().tip();
-    restart_damaged(&mut cluster, torn, &[&[b'1'; 1_000]]);
+    restart_damaged(&mut cluster, torn, &[large(1)]);
     restart_damaged(&mut cluster, brief, &[b"last-entry"]);
     assert!(cluster.node(brief).group().promise().is_some_and(|it| it.index == tip.index));
     assert!(cluster.node(brief).group().start().index >= damaged, "it does not have that");
@@ -282,8 +276,8 @@ fn a_log_is_not_cut_for_a_replica_that_has_less_of_it() {
 #[test]
 fn retention_waits_while_the_end_of_a_log_is_lost() {
     let mut cluster = Cluster::new(3);
-    for payload in &LARGE {
-        cluster.put(payload);
+    for n in 0..20 {
+        cluster.put(large(n));
     }
     cluster.run(500);
     let leader = cluster.await_leader();
@@ -292,7 +286,7 @@ fn retention_waits_while_the_end_of_a_log_is_lost() {
     node.disk.tend(&node.syncer).unwrap();
     cluster.run(100);
     cluster.starved.insert(damaged);
-    restart_damaged(&mut cluster, damaged, &[&[b'7'; 1_000]]);
+    restart_damaged(&mut cluster, damaged, &[large(19)]);
     cluster.run(1_000);
     assert!(cluster.node(damaged).group().promise().is_some());
     let first = |node: &Node| node.disk.log(GROUP).unwrap().reader().first_index();

@@ -177,7 +177,7 @@ async fn topics_that_cannot_be_are_not_made() {
     }
     let with = |config| CreateTopicRequest { config, ..named("new") };
     let cases = [
-        ("an unknown key", with(config("retention", "1")), BAD_CONFIG),
+        ("an unknown key", with(config("retained", "1")), BAD_CONFIG),
         ("no number", with(config("retention_ms", "long")), BAD_CONFIG),
         ("below zero", with(config("retention_bytes", "-1")), BAD_CONFIG),
         ("too large a record", with(config("record_bytes_max", "999999999999")), BAD_CONFIG),
@@ -209,12 +209,12 @@ async fn changes_of_topics_that_cannot_be_are_refused() {
     };
     let reset = AlterTopicRequest {
         name: "t".into(),
-        reset: vec!["retention".into()],
+        reset: vec!["retained".into()],
         ..Default::default()
     };
     let alter = [
         ("another topic", set("u", "retention_ms", "1"), NO_TOPIC),
-        ("an unknown key", set("t", "retention", "1"), BAD_CONFIG),
+        ("an unknown key", set("t", "retained", "1"), BAD_CONFIG),
         ("another durability", set("t", "durability", "memory"), BAD_CONFIG),
         ("an unknown key to reset", reset, BAD_CONFIG),
     ];

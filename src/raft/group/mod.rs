@@ -392,8 +392,8 @@ impl Group {
         is_free && self.fault.is_none() && self.node.snap().is_none()
     }
 
-    /// True if a log may be cut before `first_index`, which cannot be read there. It has an entry at
-    /// `anchor`, at or after that one, and ends with `last`; both are an index and a term.
+    /// True if a log may be cut before `first_index`, which cannot be read there. It has an entry
+    /// at `anchor`, at or after that one, and ends with `last`; both are an index and a term.
     ///
     /// All after `first_index` goes with it, so nothing of that may be missed. That is so if this
     /// replica leads in a later term without the anchor, for a leader has all that was ever

@@ -9,12 +9,12 @@
 //! was lost: it has to lead from the entry before to the one after. What does not fit is dropped,
 //! and the next one is asked.
 //!
-//! A replica that does not run may have lost entries that were never committed, and nobody else has
-//! them any more. The ask names an entry behind the damage, its anchor, and the last one. A leader
-//! of a later term that has another entry at the anchor, or none, says so: what it does not have was
-//! not committed. So does whoever begins after the damage, for what retention takes was settled, and
-//! has all the rest. The replica then cuts its log at the damage, keeps the promise of all it had,
-//! and follows the leader.
+//! A replica that does not run may have lost entries that were never committed, and nobody else
+//! has them any more. The ask names an entry behind the damage, its anchor, and the last one. A
+//! leader of a later term that has another entry at the anchor, or none, says so: what it does not
+//! have was not committed. So does whoever begins after the damage, for what retention takes was
+//! settled, and has all the rest. The replica then cuts its log at the damage, keeps the promise of
+//! all it had, and follows the leader.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};

@@ -38,8 +38,8 @@ impl<Q, A> Open<Q, A> {
 }
 
 /// Asks each question where its partition is led: `here` of a replica on this node, `there` all
-/// those of another node at once, which is counted for `method`. What fails is asked again until the call's deadline, so it has to
-/// be something that can be done twice.
+/// those of another node at once, which is counted for `method`. What fails is asked again until
+/// the call's deadline, so it has to be something that can be done twice.
 ///
 /// Returns an answer for each question, in their order.
 pub(super) async fn ask<Q, A, H, T>(

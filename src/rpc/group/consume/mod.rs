@@ -5,6 +5,7 @@
 //! | join | `join` | how a stream becomes a member's |
 //! | holdings | `holdings` | what the member has, and what is to be done about it; pure |
 //! | claim | `claim` | making a partition's log know who has it |
+//! | errands | `errands` | what is done elsewhere: commits and releases |
 //! | stream | `stream` | all of it together |
 //!
 //! # How a partition moves
@@ -15,6 +16,7 @@
 //! gone, is passed over after its session; the fence makes sure that it cannot commit any more.
 
 mod claim;
+mod errands;
 mod holdings;
 mod join;
 mod stream;

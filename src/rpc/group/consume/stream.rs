@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
-use super::super::super::call::{Call, Origin};
+use super::super::super::call::Origin;
 use super::super::super::context::Context;
 use super::super::super::error::{Effect, Error};
 use super::super::super::limits::NAMED_PARTITIONS_MAX;
@@ -19,13 +19,14 @@ use super::super::super::log::feed::{Feed, Position, Turn};
 use super::super::super::log::subscribe::CREDIT_BYTES_MAX;
 use super::super::super::status;
 use super::super::admin::now_ms;
-use super::super::offsets::{Commit, check_metadata, commit, renew};
+use super::super::offsets::{Commit, check_metadata};
 use super::claim::{Claimed, claim};
+use super::errands::{commit_all, release};
 use super::holdings::{Action, Holdings, Stage, left_ms};
 use super::join::{Joined, heartbeat_interval, join};
 use crate::cluster::Refusal;
-use crate::cluster::command::{Id, Verb, topic_of};
-use crate::cluster::group::{Group, LeaveGroups, Leaving, ReleaseAssignments, Released, Renewed};
+use crate::cluster::command::{Id, Verb};
+use crate::cluster::group::{Group, LeaveGroups, Leaving};
 use crate::group::Session;
 use crate::proto::server as api;
 use crate::proto::server::ErrorReason;
@@ -40,7 +41,6 @@ const COMMITS_MAX: usize = 64;
 /// How long a client may take to receive a message.
 const SILENT_MAX: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(50);
 
 type Claiming = Pin<Box<dyn Future<Output = (u64, Result<Claimed, Error>)> + Send>>;
 type Committing = Pin<Box<dyn Future<Output = api::ConsumeCommitted> + Send>>;
@@ -371,8 +371,8 @@ impl Stream {
         Ok(self.tell(Tell::Assigned(api::ConsumeAssigned { assignments })).await)
     }
 
-    /// Begins the next commit, if none is under way, and lets go of what was to be committed before.
-    /// False if the client has gone.
+    /// Begins the next commit, if none is under way, and lets go of what was to be committed
+    /// before. False if the client has gone.
     async fn start_wishes(&mut self) -> bool {
         while self.committing.is_none()
             && let Some(wish) = self.wishes.pop_front()
@@ -464,43 +464,5 @@ impl Stream {
             // Its session ends by itself.
             tracing::info!(%error, "a member cannot leave at once");
         }
-    }
-}
-
-/// Commits those that can be, and returns what became of all, in their order.
-///
-/// A partition that has moved on without the metadata was reset by somebody who did not live to say
-/// so: its member begins anew there.
-async fn commit_all(
-    context: &Context,
-    group: &Group,
-    member: Id,
-    commits: Vec<Result<Commit, Error>>,
-) -> Vec<Result<u64, Error>> {
-    let good = commits.iter().flatten().cloned().collect();
-    let done = commit(context, group, member, good, Call::within_stream(Origin::OWN)).await;
-    let passed_by = commits.iter().flatten().zip(&done).filter_map(|(commit, done)| {
-        let above = done.as_ref().err()?.generation()?;
-        let (topic, partition) = topic_of(commit.log)?;
-        Some(Renewed { topic, partition, above })
-    });
-    if let Err(error) = renew(context, group.id, passed_by.collect()).await {
-        tracing::info!(%error, "a member that was passed by begins anew at its next commit");
-    }
-    let mut done = done.into_iter();
-    let outcome = |checked: Result<Commit, Error>| {
-        checked.and_then(|_| done.next().unwrap_or(Err(Error::OutcomeUnknown)))
-    };
-    commits.into_iter().map(outcome).collect()
-}
-
-/// Tells the metadata that a member has let go of partitions. Goes on until it knows.
-async fn release(context: Context, group: Id, member: Id, released: Vec<Released>) {
-    let release = ReleaseAssignments { group, member, released };
-    while let Err(error) = context.propose(Verb::ReleaseAssignments(release.clone())).await {
-        if error.effect() == Effect::Final {
-            return;
-        }
-        sleep(PAUSE).await;
     }
 }
