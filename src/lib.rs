@@ -73,6 +73,19 @@
 //!   it gives them what it has, so that replicas damaged in different places mend each other.
 //! * **A leader that is to leave hands over before the change of voters ends.** Otherwise those who
 //!   stay may not know that it has ended, and the only one who does has gone.
+//! * **Who has which partition of a group is metadata; how far the group is stands in the
+//!   partition's log.** So a join is one command of the cluster, and a commit none: ten thousand
+//!   commits a second touch only the partitions that they are of.
+//! * **Each assignment has a generation of its own**, out of one counter of its group. Only what
+//!   moves gets a new one, so that nobody else has to stop. Whoever gets a partition first has the
+//!   partition's log refuse all earlier generations, and is told by that same entry where the group
+//!   stands: nothing committed before it is missed, nothing committed after it is late. The entry
+//!   also says which generation was fenced; a member that comes back over another node goes on
+//!   exactly where it was if that was its own.
+//! * **Where a group starts is looked up when it is made** and kept as offsets. So "latest" means
+//!   the end at that moment, also in a partition that the group first reads a week later.
+//! * **The node that serves a member watches over it; the coordinator watches over nodes.** Signs
+//!   of life are never metadata, and idle members cost only their own node.
 //! * **A replica that lost what it acknowledged in memory moves to a later term.** With
 //!   [`raft::Durability::Memory`] a leader counts on entries that a power cut took from a follower;
 //!   in a later term it asks again. One that kept what a majority lost takes it back.
