@@ -190,7 +190,7 @@ pub enum FrameError {
 fn encode_envelope(envelope: &Envelope, head: &mut BytesMut, payloads: &mut Vec<Bytes>) {
     assert!(
         envelope.commit_term == 0 || envelope.reject_hint == 0,
-        "the two share a place: commit terms are for votes, hints for appends"
+        "the two share a place: commit terms are for votes, hints for appends and repairs"
     );
     let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
     head.put_slice(envelope.group.0.as_bytes());
@@ -273,9 +273,9 @@ impl Decoder<'_> {
         let head: [u8; ENVELOPE_BYTES] = head.try_into().expect("exactly so many were taken");
         let kind = MessageKind::from_byte(head[80]).ok_or(FrameError::Kind(head[80]))?;
         let group = Uuid::from_bytes(head[..16].try_into().expect("sixteen bytes make an id"));
-        let is_response = kind == MessageKind::AppendResponse;
+        let has_hint = matches!(kind, MessageKind::AppendResponse | MessageKind::RepairAsk);
         let shared = u64_at(&head, 64);
-        let (commit_term, reject_hint) = if is_response { (0, shared) } else { (shared, 0) };
+        let (commit_term, reject_hint) = if has_hint { (0, shared) } else { (shared, 0) };
         let mut envelope = Envelope {
             group: LogId(group),
             from: ReplicaId(u64_at(&head, 16)),

@@ -73,6 +73,9 @@ pub struct Member {
     /// The generation in which it last joined: its session.
     #[prost(uint64, tag = "6")]
     pub session: u64,
+    /// Chosen at random when it last joined: the same again is the same join, only asked twice.
+    #[prost(message, required, tag = "7")]
+    pub joining: Id,
 }
 
 /// A partition that a member has.

@@ -94,6 +94,10 @@ impl Groups {
     pub(in crate::cluster) fn join(&mut self, join: &JoinGroup) -> Result<u64, Refusal> {
         let known = self.by_id.get(&join.group).ok_or_else(|| unknown(join.group))?;
         check_join(known, join)?;
+        let same = known.member(join.member.id).filter(|m| m.joining == join.member.joining);
+        if let Some(member) = same {
+            return Ok(member.session);
+        }
         let group = self.group_mut(join.group)?;
         let replaced = namesake(group, &join.member).map(|namesake| namesake.id);
         group.generation += 1;

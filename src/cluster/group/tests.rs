@@ -35,7 +35,19 @@ impl Log {
     }
 
     fn join(&mut self, member: u64, instance: &str, is_returning: bool) -> Result<Given, Refusal> {
-        let member = Member { id: id(member), instance: instance.to_owned(), ..Member::default() };
+        let joining = id(1_000 + self.group().generation);
+        self.join_once(member, instance, is_returning, joining)
+    }
+
+    fn join_once(
+        &mut self,
+        member: u64,
+        instance: &str,
+        is_returning: bool,
+        joining: Id,
+    ) -> Result<Given, Refusal> {
+        let (id, instance) = (id(member), instance.to_owned());
+        let member = Member { id, instance, joining, ..Member::default() };
         self.follow(Verb::JoinGroup(JoinGroup { group: GROUP, member, is_returning }))
     }
 
@@ -96,7 +108,7 @@ fn a_group_with_members_is_deleted_by_force_only() {
     assert_eq!(log.follow(delete(false)), Err(refused));
     log.follow(delete(true)).unwrap();
     assert_eq!(log.follow(delete(true)), Err(unknown()));
-    assert_eq!(log.join(1, "", false), Err(unknown()));
+    assert_eq!(log.join_once(1, "", false, id(9)), Err(unknown()));
 }
 
 fn unknown() -> Refusal {
@@ -162,6 +174,17 @@ fn a_member_that_joined_again_is_not_taken_out_for_its_past() {
     assert_eq!(log.group().idle_since_ms, 99);
     let unknown = Refusal::UnknownMember(id(1).uuid().to_string());
     assert_eq!(log.join(1, "", true), Err(unknown));
+}
+
+#[test]
+fn a_join_that_was_asked_twice_is_one() {
+    let mut log = Log::new();
+    let session = log.join_once(1, "", false, id(77)).unwrap();
+    log.plan(&[(0, Some(1))]).unwrap();
+    let before = log.group().clone();
+    assert_eq!(log.join_once(1, "", false, id(77)), Ok(session));
+    assert_eq!(log.group(), &before);
+    assert!(log.join_once(1, "", true, id(78)).unwrap() > session);
 }
 
 #[test]

@@ -67,13 +67,15 @@ pub async fn producer(cluster: &Cluster, n: usize) -> LogServiceClient<Channel> 
     LogServiceClient::new(channel(cluster, n).await)
 }
 
-/// Stores a record in a partition.
+/// Stores a record in a partition, once more if a leader changes meanwhile.
 pub async fn produce_through(client: &mut LogServiceClient<Channel>, partition: u32, value: &[u8]) {
     let mut builder = BatchBuilder::new(Limits::default());
     builder.append(&Record { value: Some(value), ..Record::default() }).unwrap();
     let (topic, batch) = (TOPIC.to_owned(), builder.build(Codec::None).unwrap());
     let request = ProduceRequest { topic, partition, batch, ..ProduceRequest::default() };
-    client.produce(request).await.unwrap();
+    while let Err(status) = client.produce(request.clone()).await {
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    }
 }
 
 /// Stores `count` records in a partition, one in a batch.

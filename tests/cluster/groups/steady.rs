@@ -17,6 +17,7 @@ const PARTITIONS: u32 = 12;
 /// The one that is looked at: whoever has it keeps it, because the first ones are kept.
 const WATCHED: u32 = 0;
 const TURNS: usize = 60;
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 const BASELINE: Duration = Duration::from_secs(8);
 
 /// The gaps between deliveries of a partition.
@@ -108,6 +109,7 @@ async fn a_partition_that_does_not_move_goes_on_while_members_join_and_leave() {
     producing.await.unwrap();
     assert!(readers.iter().all(|reader| !reader.is_finished()), "a reader has failed");
     assert_eq!(gaps.moves.load(Ordering::Relaxed), moves, "it moved");
-    assert!(longest > Duration::ZERO && longest < baseline + Duration::from_secs(1));
+    // A busy machine makes any reader wait, but not as long as one that was stopped for others.
+    assert!(longest > Duration::ZERO && longest < PAUSE_MAX);
     readers.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -89,7 +89,8 @@ fn check(join: &ConsumeJoin) -> Result<(), Error> {
     Ok(())
 }
 
-/// Has the metadata take the member in. The same member may join twice: the last time counts.
+/// Has the metadata take the member in. However often that is asked, it is done once: an earlier
+/// attempt may be followed after a later one.
 async fn propose(
     context: &Context,
     group: &Group,
@@ -104,6 +105,7 @@ async fn propose(
         rack: join.rack.clone(),
         node: context.node().id().0,
         session: 0,
+        joining: Uuid::new_v4().into(),
     };
     let (deadline, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
     loop {
