@@ -413,7 +413,8 @@ impl Group {
             let is_same = anchor.0 <= self.last_index() && has_term(anchor);
             return is_leader && self.term() > anchor.1 && !is_same;
         }
-        let has_rest = last.0 <= start || (last.0 <= self.persisted() && has_term(last));
+        let has_rest =
+            (1..=start).contains(&last.0) || (last.0 <= self.persisted() && has_term(last));
         has_rest || (is_leader && self.term() >= last.1)
     }
 
