@@ -7,6 +7,10 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use serde_json::json;
+
+/// Names a file for the results, as JSON.
+const JSON: &str = "QUIPU_BENCH_JSON";
 
 /// What is compared, and what one lap of it does.
 pub(crate) struct Contest {
@@ -29,6 +33,7 @@ pub(crate) type Lap<'a> = &'a mut dyn FnMut() -> Duration;
 #[derive(Default)]
 pub(crate) struct Scoreboard {
     lines: Vec<Line>,
+    figures: Vec<Figure>,
 }
 
 struct Line {
@@ -37,6 +42,14 @@ struct Line {
     bytes_per_second: f64,
     ratio: Option<f64>,
     target: Option<f64>,
+}
+
+/// Something that was measured alone.
+struct Figure {
+    id: &'static str,
+    value: f64,
+    unit: &'static str,
+    at_most: f64,
 }
 
 impl Scoreboard {
@@ -82,8 +95,20 @@ impl Scoreboard {
         }
     }
 
+    /// Notes what was measured alone, and how much it may be.
+    #[allow(dead_code, reason = "most benches have a floor for everything")]
+    pub(crate) fn note_figure(
+        &mut self,
+        id: &'static str,
+        unit: &'static str,
+        value: f64,
+        at_most: f64,
+    ) {
+        self.figures.push(Figure { id, value, unit, at_most });
+    }
+
     /// Prints a table of all sides: time of an operation, throughput, and speed in relation to the
-    /// floor.
+    /// floor. If `QUIPU_BENCH_JSON` names a file, the same is written there.
     pub(crate) fn print(&self) {
         let header = ["median of interleaved laps", "each", "MB/s", "of floor", "target"];
         println!(
@@ -105,6 +130,36 @@ impl Scoreboard {
                 if missed { "  missed" } else { "" },
             );
         }
+        for Figure { id, value, unit, at_most } in &self.figures {
+            let missed = if value > at_most { "  missed" } else { "" };
+            println!(
+                "{id:<52}{:>12}{:>9}at most {at_most} {unit}{missed}",
+                format!("{value:.1} {unit}"),
+                ""
+            );
+        }
+        if let Some(path) = std::env::var_os(JSON) {
+            std::fs::write(path, self.json().to_string()).expect("the results can be written");
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let line = |line: &Line| {
+            json!({
+                "id": line.id,
+                "nanos": line.nanos,
+                "bytes_per_second": line.bytes_per_second,
+                "of_floor": line.ratio,
+                "target": line.target,
+            })
+        };
+        let figure = |figure: &Figure| {
+            let Figure { id, value, unit, at_most } = figure;
+            json!({ "id": id, "value": value, "unit": unit, "at_most": at_most })
+        };
+        let lines: Vec<_> = self.lines.iter().map(line).collect();
+        let figures: Vec<_> = self.figures.iter().map(figure).collect();
+        json!({ "contests": lines, "figures": figures })
     }
 }
 
