@@ -14,6 +14,8 @@ use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
 const PROTO_ROOT: &str = "proto";
+/// What encodes and decodes the messages of all calls.
+const CODEC: &str = "crate::proto::codec::ExactCodec";
 const OPAQUE_MESSAGE: &str = ".quipu.v1.RecordBatch";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -50,7 +52,8 @@ fn generate(out: &Path, descriptors: FileDescriptorSet) -> Result<(), Box<dyn Er
     fs::create_dir_all(out)?;
     let mut config = prost_build::Config::new();
     config.bytes(["."]);
-    tonic_prost_build::configure().out_dir(out).compile_fds_with_config(descriptors, config)?;
+    let services = tonic_prost_build::configure().codec_path(CODEC).out_dir(out);
+    services.compile_fds_with_config(descriptors, config)?;
     Ok(())
 }
 

@@ -67,10 +67,15 @@
 //! * **Idle groups sleep.** A leader whose followers have everything lets all of them stop ticking;
 //!   nodes tell each other that they are alive, once for all groups. Ten thousand idle groups then
 //!   cost less than half a percent of a core instead of eleven.
+//! * **A shard that sleeps is run by whoever has news for it.** Waking its thread for a frame, for
+//!   a sync and for an append made half of the switches of threads that a lone record costs, and
+//!   they were most of its time: 2.6 times the bare loop became 2.2. Under load its own thread
+//!   works.
 //! * **Damage is never a shorter log.** A replica that lost the end of its log keeps on record how
 //!   far it went and votes only for who is as far, until a leader has brought it there again. One
 //!   that is damaged where it has to read does not run before others have given it those entries;
-//!   it gives them what it has, so that replicas damaged in different places mend each other.
+//!   it gives them what it has, so that replicas damaged in different places mend each other. A
+//!   leader that has lost an entry which nobody is known to have, and did not commit it, makes way.
 //! * **A leader that is to leave hands over before the change of voters ends.** Otherwise those who
 //!   stay may not know that it has ended, and the only one who does has gone.
 //! * **Who has which partition of a group is metadata; how far the group is stands in the

@@ -5,6 +5,8 @@
 //! a batch as a slice of the buffer it was received in. What such a slice may contain is
 //! [`crate::batch`]'s to say.
 
+pub mod codec;
+
 /// The messages as clients use them.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod client {

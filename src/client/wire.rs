@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +18,7 @@ use crate::proto::client::{
     ProduceResponse, ProduceStreamResponse, ProducerStamp, SubscribeGap, SubscribePositions,
     SubscribeRequest, SubscribeStarted,
 };
+use crate::proto::codec::ExactCodec;
 
 const PRODUCE: &str = "/quipu.v1.LogService/Produce";
 const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
@@ -111,7 +111,7 @@ pub(super) async fn produce(
 ) -> Result<Response<ProduceResponse>, Status> {
     let mut grpc = Grpc::new(route.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-    grpc.unary(request, PathAndQuery::from_static(PRODUCE), ProstCodec::default()).await
+    grpc.unary(request, PathAndQuery::from_static(PRODUCE), ExactCodec::default()).await
 }
 
 /// Opens a stream of batches to be stored. `requests` may hold some already.
@@ -143,7 +143,7 @@ where
     let mut grpc = Grpc::new(route.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
     let request = route.stream_request(ReceiverStream::new(requests));
-    let codec = ProstCodec::<Q, A>::default();
+    let codec = ExactCodec::<Q, A>::default();
     let response = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
     Ok(response.into_inner())
 }

@@ -222,7 +222,7 @@ impl Handle {
 
     fn send(&self, ask: Ask, hold: Option<OwnedSemaphorePermit>) -> Result<Submitted, AskError> {
         let (sender, receiver) = oneshot::channel();
-        self.host.ask(self.group, ask, Reply { sender, hold })?;
+        self.host.ask_at_once(self.group, ask, Reply { sender, hold })?;
         Ok(Submitted { receiver })
     }
 

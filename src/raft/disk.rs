@@ -40,6 +40,8 @@ pub struct Disk {
     written: BTreeSet<LogId>,
     /// What logs lack, as it was last told.
     wounds: BTreeMap<LogId, Wound>,
+    /// Up to where entries that logs lack were given up.
+    given_up: BTreeMap<LogId, u64>,
     /// The news of damage that was looked into; 0 to look again.
     damage_seen: u64,
 }
@@ -53,6 +55,7 @@ impl Disk {
             stalled: BTreeMap::new(),
             written: BTreeSet::new(),
             wounds: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             damage_seen: 0,
         }
     }
@@ -121,6 +124,7 @@ impl Disk {
     pub fn rewind<M: Machine>(&mut self, group: LogId, index: u64) -> Result<(), OpenError> {
         self.stalled.remove(&group);
         self.wounds.remove(&group);
+        self.given_up.remove(&group);
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
@@ -152,6 +156,7 @@ impl Disk {
     pub fn close(&mut self, group: LogId) -> storage::Result<()> {
         self.stalled.remove(&group);
         self.wounds.remove(&group);
+        self.given_up.remove(&group);
         self.logs.remove(&group).map_or(Ok(()), |log| self.dir.close_log(log))
     }
 
@@ -167,13 +172,18 @@ impl Disk {
         syncer: &Syncer,
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
+        let mut requests = Vec::new();
         for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
                 waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
                 continue;
             }
-            self.start(persist, checkpoint, syncer, done)?;
+            requests.extend(self.start(persist, checkpoint, done)?);
+        }
+        // All at once, so that one round takes them.
+        if !requests.is_empty() {
+            syncer.submit_all(requests);
         }
         Ok(())
     }
@@ -219,16 +229,16 @@ impl Disk {
         Ok(())
     }
 
+    /// Writes what can be written. Returns what is to be synced, if anything is.
     fn start(
         &mut self,
         mut persist: Persist,
         checkpoint: CheckpointOf<'_>,
-        syncer: &Syncer,
         done: &mut Vec<u64>,
-    ) -> storage::Result<()> {
+    ) -> storage::Result<Option<SyncRequest>> {
         match self.write(&mut persist, checkpoint) {
             Ok(log) if persist.is_synced && !planted(Bug::AckBeforeSync) => {
-                syncer.submit(SyncRequest { log, token: persist.token });
+                return Ok(Some(SyncRequest { log, token: persist.token }));
             }
             Ok(_) => done.push(persist.token),
             Err(storage::Error::NoSpace { .. }) => {
@@ -237,7 +247,7 @@ impl Disk {
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Does the steps, and takes those out of `persist` that are done.
@@ -295,7 +305,7 @@ impl Disk {
     fn changed_wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
         let mut changed = Vec::new();
         for (group, log) in &self.logs {
-            let wound = log.wound();
+            let wound = log.wound_after(self.given_up.get(group).copied().unwrap_or(0));
             if wound.as_ref() != self.wounds.get(group) {
                 match wound.clone() {
                     Some(wound) => self.wounds.insert(*group, wound),
@@ -318,9 +328,15 @@ impl Disk {
         let mended = match &mend.cure {
             Cure::Entries(entries) => log.repair(entries).map_err(OpenError::from),
             Cure::Cut => cut_at_wound(&self.dir, log),
+            Cure::GiveUp(index) => {
+                tracing::warn!(%group, index, "entries are damaged that nobody keeps any more");
+                self.given_up.insert(group, *index);
+                Ok(())
+            }
         };
         let mut inputs = Vec::new();
         match mended {
+            Ok(()) if matches!(mend.cure, Cure::GiveUp(_)) => {}
             Ok(()) => tracing::info!(%group, "a damaged log was mended"),
             Err(OpenError::Storage(error)) if !is_harmless(&error) => return Err(error),
             Err(error) => tracing::warn!(%group, %error, "a damaged log cannot be mended yet"),
@@ -333,7 +349,7 @@ impl Disk {
             }
         }
         // Told in any case: without news the shard would wait for it.
-        let wound = log.wound();
+        let wound = log.wound_after(self.given_up.get(&group).copied().unwrap_or(0));
         match wound.clone() {
             Some(wound) => self.wounds.insert(group, wound),
             None => self.wounds.remove(&group),

@@ -39,7 +39,8 @@ pub enum Dropped {
     /// It speaks of entries that do not exist, or of another replica set.
     #[error("a number in the message is out of range")]
     OutOfRange,
-    /// It asks for the vote of a replica that lost entries, for one that may not have had them.
+    /// It asks for the vote of a replica that lost entries, for one that may not have had them. It
+    /// was refused if there was anything to say.
     #[error("the replica lost entries that the candidate may lack")]
     Promised,
     /// A response of a replica that is not in the group.

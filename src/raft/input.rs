@@ -29,14 +29,14 @@ pub enum Input<M: Machine> {
     },
     /// What was handed out under this token is done.
     Stored(u64),
-    /// Entries that were to be read; none if they cannot be.
+    /// Entries that were to be read.
     Fetched {
         /// The group.
         group: LogId,
         /// The first index that was asked for.
         first_index: u64,
-        /// The entries.
-        entries: Vec<Entry>,
+        /// The entries: empty if they cannot be read, `None` if nobody had the time to.
+        entries: Option<Vec<Entry>>,
     },
     /// A replica that is there and cannot run before its log is mended.
     Damaged(Damaged),

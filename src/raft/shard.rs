@@ -169,7 +169,7 @@ impl<M: Machine> Shard<M> {
             }
             Input::Fetched { group, first_index, entries } => {
                 if let Some(slot) = self.touch(group) {
-                    slot.group.fetched(first_index, &entries);
+                    slot.group.fetched(first_index, entries.as_deref());
                 }
             }
             Input::Base { group, base } => {

@@ -267,11 +267,14 @@ async fn start_node(
     let on_fatal: OnFatal = Arc::new(move |error: &storage::Error| {
         fatal.send_replace(Some(error.to_string()));
     });
+    let lets_guests_in = tokio::runtime::Handle::current().metrics().num_workers() > 1;
     let host = |kind: HostKind, shards: usize| HostConfig {
         cluster,
         node,
         raft: settings.raft.clone(),
         shards,
+        // The metadata is not asked often, and its guests would be in the way of the partitions'.
+        lets_guests_in: lets_guests_in && kind == HostKind::Partitions,
         readers: settings.readers,
         seed: node.0 ^ uuid::Uuid::new_v4().as_u64_pair().0,
         send: transport.sender(kind),

@@ -104,6 +104,11 @@ impl Log {
     /// What the oldest damaged segment lacks; `None` if every entry is there, and for damage at a
     /// log's very start, which only a snapshot mends.
     pub fn wound(&self) -> Option<Wound> {
+        self.wound_after(0)
+    }
+
+    /// The same, of segments that end after `index`.
+    pub fn wound_after(&self, index: u64) -> Option<Wound> {
         let reader = self.reader();
         if reader.is_whole() {
             return None;
@@ -111,7 +116,7 @@ impl Log {
         let segments = reader.segments();
         let mut faulty = reader.faulty();
         let start = segments[0].base_index();
-        faulty.retain(|range| range.first_index.max(start) <= range.last_index);
+        faulty.retain(|range| range.first_index.max(start).max(index + 1) <= range.last_index);
         faulty.sort_unstable_by_key(|range| range.first_index);
         let first_index = faulty.first()?.first_index;
         let n = segments.partition_point(|segment| segment.base_index() <= first_index);

@@ -295,12 +295,19 @@ impl Syncer {
 
     /// Queues a request and returns at once.
     pub fn submit(&self, request: SyncRequest) {
+        self.submit_all([request]);
+    }
+
+    /// Queues requests, for the same round, and returns at once.
+    pub fn submit_all(&self, requests: impl IntoIterator<Item = SyncRequest>) {
         let mut state = self.core.lock();
-        if let Some(log) = request.log {
-            state.waiting.logs.insert(log.log, log);
+        for request in requests {
+            if let Some(log) = request.log {
+                state.waiting.logs.insert(log.log, log);
+            }
+            state.waiting.tokens.push(request.token);
         }
-        state.waiting.tokens.push(request.token);
-        let is_idle = state.running.is_none();
+        let is_idle = state.running.is_none() && !state.waiting.tokens.is_empty();
         drop(state);
         if is_idle {
             self.core.changed.notify_one();

@@ -143,7 +143,7 @@ impl Node {
         self.faults.extend(out.effects.faults.drain(..).map(|(_, fault)| fault));
         for read in std::mem::take(&mut out.effects.cold_reads) {
             let reader = self.disk.reader(read.group).unwrap();
-            let entries = read_cold(&reader, &read, Access::MayBlock).unwrap_or_default();
+            let entries = Some(read_cold(&reader, &read, Access::MayBlock).unwrap_or_default());
             let (group, first_index) = (read.group, read.first_index);
             self.inputs.push(Input::Fetched { group, first_index, entries });
         }

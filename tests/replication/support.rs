@@ -132,6 +132,7 @@ impl Cluster {
                 node,
                 raft: setup.raft.clone(),
                 shards: 1,
+                lets_guests_in: true,
                 readers: 1,
                 seed: node.0,
                 send: sender(&network, node),

@@ -330,6 +330,7 @@ where
         node: NodeId(node),
         raft: Config { tick_ms: 20, election_ticks: 25, heartbeat_ticks: 5, ..Config::default() },
         shards: 1,
+        lets_guests_in: true,
         readers: 1,
         seed: node,
         send: Arc::new(move |to, _lane, frame| {

@@ -87,6 +87,25 @@ fn a_replica_that_cannot_lead_brings_back_no_end_of_a_log() {
     expect(605_556);
 }
 
+/// One of three is new, the second one lost the end of its log, and only that one knows that the
+/// change which made the new one count is over.
+#[test]
+fn a_candidate_learns_of_a_change_from_who_refuses_its_vote() {
+    expect(607_937);
+}
+
+/// It is damaged in two places, and the others keep only what is after the first one.
+#[test]
+fn a_log_is_mended_behind_what_nobody_keeps_any_more() {
+    expect(620_012);
+}
+
+/// It lost the entry while it ran, and had not committed it.
+#[test]
+fn a_leader_without_an_entry_that_nobody_else_has_makes_room_for_another() {
+    expect(613_466);
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");

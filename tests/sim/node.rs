@@ -320,7 +320,7 @@ impl Live {
     pub fn read_cold(&mut self, read: &quipu::raft::ColdRead) {
         let reader = self.disk.reader(read.group);
         let entries = reader.map(|reader| read_cold(&reader, read, Access::MayBlock));
-        let entries = entries.and_then(Result::ok).unwrap_or_default();
+        let entries = Some(entries.and_then(Result::ok).unwrap_or_default());
         let (group, first_index) = (read.group, read.first_index);
         self.inputs.push(Input::Fetched { group, first_index, entries });
     }

@@ -137,6 +137,8 @@ pub struct Incidents {
     pub leaving_hand_overs: u64,
     /// Its log got as far again as it was before it lost its end.
     pub tails_repaired: u64,
+    /// It gave leadership up, because it had lost an entry that nobody else was known to have.
+    pub stood_back: u64,
     /// It waited long for a leader with what it lost at the end of its log, and none came.
     pub promises_in_vain: u64,
 }
@@ -180,6 +182,8 @@ pub struct Group {
     fetching: BTreeMap<u64, Vec<GetEntriesContext>>,
     is_fetching_base: bool,
     snapshot_until_tick: u64,
+    /// It does not seek election before this tick.
+    stands_back_until_tick: u64,
     /// Since when a follower is being sent a snapshot.
     snapshots_since: BTreeMap<u64, u64>,
     ticks: u64,
@@ -246,6 +250,7 @@ impl Group {
             fetching: BTreeMap::new(),
             is_fetching_base: false,
             snapshot_until_tick: 0,
+            stands_back_until_tick: 0,
             snapshots_since: BTreeMap::new(),
             ticks: 0,
             last_busy_tick: 0,

@@ -17,14 +17,17 @@ impl Group {
     /// Takes a message.
     ///
     /// # Errors
-    /// Why it was dropped; nothing has changed.
+    /// Why it was dropped; nothing has changed but what [`Dropped::Promised`] says.
     pub fn receive(&mut self, mut envelope: Envelope) -> Result<(), Dropped> {
         if planted(Bug::LearnerCounted) && self.membership.learners.contains(&envelope.from) {
             let mut voters = self.membership.voters.iter();
             envelope.from = *voters.find(|id| **id != self.replica).unwrap_or(&envelope.from);
         }
         self.check(&envelope)?;
-        self.check_promise(&envelope)?;
+        let is_lesser = self.is_less_than_promised(&envelope);
+        if is_lesser && self.last_index() == 0 {
+            return Err(Dropped::Promised);
+        }
         let kind = envelope.kind;
         if kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Err(Dropped::Busy);
@@ -44,9 +47,15 @@ impl Group {
             self.wake();
         }
         self.check_history(&envelope)?;
+        if is_lesser {
+            // The library refuses who has nothing, and says what is committed: a candidate may have
+            // to learn that a change of voters is, before it asks those who count.
+            (envelope.index, envelope.log_term) = (0, 0);
+        }
         let message = envelope.into_raft().ok_or(Dropped::OutOfRange)?;
         // The library refuses responses of strangers, which is what they are.
-        self.node.step(message).map_err(|_| Dropped::Stranger)
+        self.node.step(message).map_err(|_| Dropped::Stranger)?;
+        if is_lesser { Err(Dropped::Promised) } else { Ok(()) }
     }
 
     /// Refuses what the library would take for a broken promise, or believe against all reason.
@@ -82,13 +91,13 @@ impl Group {
         if is_in_range || is_stale { Ok(()) } else { Err(Dropped::OutOfRange) }
     }
 
-    /// Refuses a vote for who is not as far as this replica was before it lost the end of its log.
-    fn check_promise(&self, envelope: &Envelope) -> Result<(), Dropped> {
+    /// True if it asks for a vote for who is not as far as this replica was before it lost the end
+    /// of its log.
+    fn is_less_than_promised(&self, envelope: &Envelope) -> bool {
         let is_asked = matches!(envelope.kind, MessageKind::PreVote | MessageKind::Vote);
         let found = Promise { term: envelope.log_term, index: envelope.index };
         let is_less = self.promise.is_some_and(|promise| found < promise);
-        let is_refused = is_asked && is_less && !planted(Bug::VotesWithLostTail);
-        if is_refused { Err(Dropped::Promised) } else { Ok(()) }
+        is_asked && is_less && !planted(Bug::VotesWithLostTail)
     }
 
     /// Stops the replica if its leader has another entry where one is committed. That happens only
@@ -160,17 +169,15 @@ impl Group {
         }
     }
 
-    /// Takes entries that were read for followers; none if they could not be read.
-    pub fn fetched(&mut self, first_index: u64, entries: &[Entry]) {
+    /// Takes entries that were read for followers: empty if they could not be read, none if they
+    /// were not.
+    pub fn fetched(&mut self, first_index: u64, entries: Option<&[Entry]>) {
         let contexts = self.fetching.remove(&first_index).unwrap_or_default();
-        if !self.is_running() {
-            return;
-        }
+        let Some(entries) = entries.filter(|_| self.is_running()) else { return };
         if entries.is_empty() {
             let is_kept = first_index > self.start().index && first_index <= self.persisted();
             if is_kept && self.role() == Role::Leader {
-                // This log is damaged. Who waits for it gets the entries from another leader.
-                self.hand_over(first_index);
+                self.miss(first_index);
             }
             return;
         }
@@ -184,6 +191,20 @@ impl Group {
         self.node.mut_store().offer(first_index, &entries[..count]);
         contexts.into_iter().for_each(|context| self.node.on_entries_fetched(context));
         self.node.mut_store().end_offer();
+    }
+
+    /// This leader's log is damaged where followers need it. They get the entry from another one,
+    /// if that has it. If nobody is known to, and it is not committed, whoever can lead does
+    /// without.
+    fn miss(&mut self, index: u64) {
+        let is_moving = self.node.raft.lead_transferee.is_some();
+        if is_moving || self.hand_over(index) || index <= self.committed() {
+            return;
+        }
+        self.incidents.stood_back += 1;
+        self.stands_back_until_tick = self.ticks + 4 * self.config.election_ticks as u64;
+        let term = self.term();
+        self.node.raft.become_follower(term, 0);
     }
 
     /// Takes what the log starts with, for a follower that needs a snapshot.

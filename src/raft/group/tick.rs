@@ -27,7 +27,7 @@ impl Group {
         } else if self.may_campaign() {
             self.draw_election_timeout();
             self.node.tick();
-        } else if self.promise.is_some() {
+        } else if self.promise.is_some() || self.ticks < self.stands_back_until_tick {
             // It does not seek election. Once its leader has been silent for long, others may.
             self.node.raft.election_elapsed += 1;
         }
@@ -43,11 +43,12 @@ impl Group {
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
     /// wait for them anyway, and a sole voter would lead before it has them. Nor does one that has
-    /// less than it promised.
+    /// less than it promised, or has just made room for others.
     pub(super) fn may_campaign(&mut self) -> bool {
         let is_stored = self.persisted() == self.last_index();
         let is_whole = self.promise.is_none() || planted(Bug::VotesWithLostTail);
-        self.knows_voters() && is_stored && is_whole
+        let may_lead = is_whole && self.ticks >= self.stands_back_until_tick;
+        self.knows_voters() && is_stored && may_lead
     }
 
     fn tick_leader(&mut self, now_ms: i64) {

@@ -7,14 +7,17 @@
 //! ```
 //!
 //! A shard's thread never waits for a disk or for the network: it writes into the page cache, and
-//! hands everything else on. All mailboxes are bounded. Whoever asks finds a full one and is told
-//! so; what a peer sends is dropped, because Raft repeats it; what must not be lost, the news of
-//! what is durable, waits for room, which the shard always makes.
+//! hands everything else on. While it sleeps, others may take its turns (see `desk`). All mailboxes
+//! are bounded. Whoever asks finds a full one and is told so; what a peer sends is dropped, because
+//! Raft repeats it; what must not be lost, the news of what is durable, waits for room, which the
+//! shard always makes.
 
 mod counts;
+mod desk;
+mod inbox;
 mod turn;
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
@@ -24,6 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use self::counts::Counters;
 pub use self::counts::Counts;
+use self::desk::{Desk, Guests};
+use self::inbox::NotTaken;
 use self::turn::{ColdJob, Turn};
 use super::config::Config;
 use super::envelope::{Envelope, Lane, MessageKind};
@@ -59,6 +64,10 @@ pub struct HostConfig {
     pub raft: Config,
     /// Shards; one thread each.
     pub shards: usize,
+    /// Whoever asks, delivers a frame or reports a sync may take the turn of a shard that sleeps.
+    /// It may then have to wait for the disk for a while, though never two at once of those who ask
+    /// and deliver: tasks may do so if at least two threads run them.
+    pub lets_guests_in: bool,
     /// Threads that read from disk for followers far behind.
     pub readers: usize,
     /// Decides the election timeouts. Nodes have different ones.
@@ -102,7 +111,7 @@ pub struct Hosted {
 pub struct Host<M: Machine> {
     config: HostConfig,
     dir: Arc<DataDir>,
-    doors: Vec<SyncSender<Mail<M>>>,
+    desks: Vec<Arc<Desk<M>>>,
     counters: Arc<Counters>,
     /// Shards and readers; none once the host has stopped.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -147,27 +156,23 @@ where
     /// If there are no shards or no readers, or the system starts no thread.
     pub fn start(config: HostConfig, dir: Arc<DataDir>) -> Self {
         assert!(config.shards > 0 && config.readers > 0, "a host has shards and readers");
-        let (doors, inboxes): (Vec<_>, Vec<_>) =
-            (0..config.shards).map(|_| sync_channel(INBOX_MAX)).unzip();
+        let guests = Guests::new(config.lets_guests_in);
+        let desks: Vec<_> = (0..config.shards).map(|_| Desk::new(INBOX_MAX, &guests)).collect();
         let counters = Arc::new(Counters::default());
-        let syncer = Arc::new(dir.start_syncer(Box::new(report_to(doors.clone()))));
+        let syncer = Arc::new(dir.start_syncer(Box::new(report_to(desks.clone()))));
         let (cold, jobs) = sync_channel(config.raft.cold_reads_max);
-        let readers = start_readers(config.readers, jobs, &doors);
+        let readers = start_readers(config.readers, jobs, &desks);
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let life = mix(config.seed ^ since_1970.map_or(0, |elapsed| elapsed.as_nanos() as u64));
-        let start = |(n, inbox): (usize, Receiver<Mail<M>>)| {
-            let turn = Turn::new((n, life), &config, &dir, &syncer, &counters, cold.clone(), inbox);
-            let name = format!("quipu-shard-{n}");
-            let run = move || {
-                let _bomb = AbortOnPanic;
-                turn.run();
-            };
-            let spawned = thread::Builder::new().name(name).spawn(run);
+        let start = |(n, desk): (usize, &Arc<Desk<M>>)| {
+            let turn = Turn::new((n, life), &config, &dir, &syncer, &counters, cold.clone());
+            let (name, desk) = (format!("quipu-shard-{n}"), desk.clone());
+            let spawned = thread::Builder::new().name(name).spawn(move || desk.work(turn));
             spawned.expect("the system starts a thread")
         };
-        let shards = inboxes.into_iter().enumerate().map(start);
+        let shards = desks.iter().enumerate().map(start);
         let threads = Mutex::new(shards.chain(readers).collect());
-        Self { config, dir, doors, counters, threads }
+        Self { config, dir, desks, counters, threads }
     }
 
     /// The data directory.
@@ -187,8 +192,8 @@ where
     pub fn open(&self, opened: Opened<M>) -> Result<Hosted, Refused> {
         let (group, reader) = (opened.log.id(), opened.log.reader());
         let (sender, published) = watch::channel(Published::unknown(group));
-        let door = self.door(group);
-        door.send(Mail::Open(Box::new(opened), sender)).map_err(|_| Refused::Stopped)?;
+        let mail = Mail::Open(Box::new(opened), sender);
+        self.desk(group).leave_surely(mail).map_err(|_| Refused::Stopped)?;
         Ok(Hosted { published, reader })
     }
 
@@ -199,7 +204,8 @@ where
     /// [`Refused::Stopped`]; the receiver tells what closing the log came to.
     pub fn close(&self, group: LogId) -> Result<oneshot::Receiver<storage::Result<()>>, Refused> {
         let (sender, receiver) = oneshot::channel();
-        self.door(group).send(Mail::Close(group, sender)).map_err(|_| Refused::Stopped)?;
+        let mail = Mail::Close(group, sender);
+        self.desk(group).leave_surely(mail).map_err(|_| Refused::Stopped)?;
         Ok(receiver)
     }
 
@@ -215,6 +221,20 @@ where
     /// [`Refused`].
     pub fn ask(&self, group: LogId, ask: M::Ask, reply: Reply<M::Answer>) -> Result<(), Refused> {
         self.post(group, Mail::Ask { group, ask, reply })
+    }
+
+    /// Asks a group something that is to be worked on at once, if the shard has nothing else to do:
+    /// not for one of many things that come together, which are done together.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn ask_at_once(
+        &self,
+        group: LogId,
+        ask: M::Ask,
+        reply: Reply<M::Answer>,
+    ) -> Result<(), Refused> {
+        self.desk(group).bring(Mail::Ask { group, ask, reply }).map_err(refused)
     }
 
     /// Moves leadership of a group to `to`.
@@ -271,16 +291,16 @@ where
         let route = Route { cluster: self.config.cluster, from, to: self.config.node };
         let envelopes = Frame::decode(&route, bytes);
         let envelopes = envelopes.inspect_err(|_| self.counters.frame_refused())?;
-        let mut bundles: Vec<Vec<Envelope>> = self.doors.iter().map(|_| Vec::new()).collect();
+        let mut bundles: Vec<Vec<Envelope>> = self.desks.iter().map(|_| Vec::new()).collect();
         for envelope in envelopes {
             if envelope.kind == MessageKind::Alive {
                 bundles.iter_mut().for_each(|bundle| bundle.push(envelope.clone()));
                 continue;
             }
-            bundles[shard_of(envelope.group, self.doors.len())].push(envelope);
+            bundles[shard_of(envelope.group, self.desks.len())].push(envelope);
         }
-        for (door, bundle) in self.doors.iter().zip(bundles) {
-            if !bundle.is_empty() && door.try_send(Mail::Envelopes(bundle)).is_err() {
+        for (desk, bundle) in self.desks.iter().zip(bundles) {
+            if !bundle.is_empty() && desk.bring(Mail::Envelopes(bundle)).is_err() {
                 self.counters.bundle_dropped();
             }
         }
@@ -295,28 +315,25 @@ where
 }
 
 impl<M: Machine> Host<M> {
-    fn door(&self, group: LogId) -> &SyncSender<Mail<M>> {
-        &self.doors[shard_of(group, self.doors.len())]
+    fn desk(&self, group: LogId) -> &Desk<M> {
+        &self.desks[shard_of(group, self.desks.len())]
     }
 
     fn post(&self, group: LogId, mail: Mail<M>) -> Result<(), Refused> {
-        self.door(group).try_send(mail).map_err(|error| match error {
-            TrySendError::Full(_) => Refused::Overloaded,
-            TrySendError::Disconnected(_) => Refused::Stopped,
-        })
+        self.desk(group).leave(mail).map_err(refused)
     }
 
     fn end(&self) {
         let mut threads = self.threads.lock().expect("nobody panics with the lock");
         assert!(
-            threads.is_empty() || self.doors.len() < threads.len(),
+            threads.is_empty() || self.desks.len() < threads.len(),
             "{} shards and their readers have {} threads",
-            self.doors.len(),
+            self.desks.len(),
             threads.len()
         );
-        for door in &self.doors {
+        for desk in &self.desks {
             // A shard that is gone already needs no telling.
-            let _ = door.send(Mail::Stop);
+            let _ = desk.leave_surely(Mail::Stop);
         }
         for thread in threads.drain(..) {
             if thread.join().is_err() {
@@ -338,22 +355,29 @@ impl<M: Machine> std::fmt::Debug for Host<M> {
     }
 }
 
+fn refused(error: NotTaken) -> Refused {
+    match error {
+        NotTaken::Full => Refused::Overloaded,
+        NotTaken::Gone => Refused::Stopped,
+    }
+}
+
 /// Which shard a group is in. Ids are random.
 fn shard_of(group: LogId, shards: usize) -> usize {
     (mix(group.0.as_u64_pair().1) % shards as u64) as usize
 }
 
 /// Tells each shard which of its tokens are done.
-fn report_to<M: Machine>(doors: Vec<SyncSender<Mail<M>>>) -> impl Fn(storage::Result<&[u64]>) {
+fn report_to<M: Machine>(desks: Vec<Arc<Desk<M>>>) -> impl Fn(storage::Result<&[u64]>) {
     move |round| {
-        for (n, door) in doors.iter().enumerate() {
+        for (n, desk) in desks.iter().enumerate() {
             let own = round.clone().map(|tokens| {
                 let is_own = |token: &&u64| *token >> TOKEN_BITS == n as u64;
                 tokens.iter().filter(is_own).copied().collect::<Vec<_>>()
             });
             if !matches!(&own, Ok(tokens) if tokens.is_empty()) {
                 // A shard that is gone waits for nothing.
-                let _ = door.send(Mail::Synced(own));
+                let _ = desk.bring_surely(Mail::Synced(own));
             }
         }
     }
@@ -362,7 +386,7 @@ fn report_to<M: Machine>(doors: Vec<SyncSender<Mail<M>>>) -> impl Fn(storage::Re
 fn start_readers<M>(
     count: usize,
     jobs: Receiver<ColdJob>,
-    doors: &[SyncSender<Mail<M>>],
+    desks: &[Arc<Desk<M>>],
 ) -> Vec<JoinHandle<()>>
 where
     M: Machine + Send + 'static,
@@ -371,15 +395,14 @@ where
 {
     let jobs = Arc::new(std::sync::Mutex::new(jobs));
     let start = |n| {
-        let (jobs, doors) = (jobs.clone(), doors.to_vec());
+        let (jobs, desks) = (jobs.clone(), desks.to_vec());
         let work = move || {
             loop {
                 let job = jobs.lock().expect("no reading thread panics with the lock").recv();
                 let Ok(job) = job else { return };
-                let door = doors[job.shard].clone();
                 // A shard that is gone waits for nothing.
                 if let Some(input) = job.read() {
-                    let _ = door.send(Mail::Read(input));
+                    let _ = desks[job.shard].leave_surely(Mail::Read(input));
                 }
             }
         };
@@ -387,19 +410,6 @@ where
         spawned.expect("the system starts a thread")
     };
     (0..count).map(start).collect()
-}
-
-/// Ends the process when a shard panics: one of its promises is broken, and nobody would hear from
-/// its groups any more.
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            tracing::error!("a shard panicked; the process ends");
-            std::process::abort();
-        }
-    }
 }
 
 /// The syncer that the shards share.

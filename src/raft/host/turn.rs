@@ -1,8 +1,8 @@
-//! The loop of a shard's thread: take all that waits, step, carry out, tell.
+//! A turn of a shard: take all that waits, step, carry out, tell.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{oneshot, watch};
@@ -17,14 +17,15 @@ use super::super::machine::{Machine, Now, Ticket};
 use super::super::outputs::{Outputs, Published};
 use super::super::shard::Shard;
 use super::counts::Counters;
+use super::inbox::Inbox;
 use super::{HostConfig, Mail, Reply, SharedSyncer, TOKEN_BITS};
 use crate::storage::{self, Access, DataDir, LogReader, Policy};
 use crate::types::LogId;
 
 mod repair;
 
-/// Mails taken into one turn.
-const MAILS_MAX: usize = 4096;
+/// Steps of a turn at most, so that a guest gets away.
+const STEPS_MAX: usize = 4;
 /// How often idle logs are tended and full disks tried again.
 const TEND_MS: u64 = 100;
 
@@ -54,7 +55,8 @@ impl ColdJob {
                     tracing::warn!(group = %read.group, %error, "a follower cannot be caught up");
                     Vec::new()
                 });
-                Input::Fetched { group: read.group, first_index: read.first_index, entries }
+                let (group, first_index) = (read.group, read.first_index);
+                Input::Fetched { group, first_index, entries: Some(entries) }
             }
             Wanted::Base(group) => {
                 let base = read_base(&self.reader).unwrap_or_else(|error| {
@@ -75,7 +77,7 @@ impl ColdJob {
     }
 }
 
-/// A shard with everything its thread needs.
+/// A shard with everything its turns need.
 pub(super) struct Turn<M: Machine> {
     config: HostConfig,
     number: usize,
@@ -85,7 +87,8 @@ pub(super) struct Turn<M: Machine> {
     syncer: SharedSyncer,
     counters: Arc<Counters>,
     cold: SyncSender<ColdJob>,
-    inbox: Receiver<Mail<M>>,
+    /// Room for the mails of a turn; empty between turns.
+    mails: Vec<Mail<M>>,
     inputs: Vec<Input<M>>,
     out: Outputs<M>,
     asks: HashMap<Ticket, Reply<M::Answer>>,
@@ -95,6 +98,7 @@ pub(super) struct Turn<M: Machine> {
     next_ticket: u64,
     next_tend_ms: u64,
     is_stopping: bool,
+    has_failed: bool,
 }
 
 impl<M: Machine> Turn<M> {
@@ -105,7 +109,6 @@ impl<M: Machine> Turn<M> {
         syncer: &SharedSyncer,
         counters: &Arc<Counters>,
         cold: SyncSender<ColdJob>,
-        inbox: Receiver<Mail<M>>,
     ) -> Self {
         let started = Instant::now();
         let first_token = (number as u64) << TOKEN_BITS | 1;
@@ -121,7 +124,7 @@ impl<M: Machine> Turn<M> {
             syncer: syncer.clone(),
             counters: counters.clone(),
             cold,
-            inbox,
+            mails: Vec::new(),
             inputs: Vec::new(),
             out: Outputs::default(),
             asks: HashMap::new(),
@@ -131,29 +134,53 @@ impl<M: Machine> Turn<M> {
             next_ticket: 1,
             next_tend_ms: 0,
             is_stopping: false,
+            has_failed: false,
         }
     }
 
-    /// Runs until the host stops or the disk fails.
-    pub(super) fn run(mut self) {
-        let result = loop {
-            if let Err(error) = self.turn() {
-                break Err(error);
+    /// Takes a turn: works on all mails there are, on what is due, and on what comes of it at once.
+    pub(super) fn take(&mut self, inbox: &Inbox<Mail<M>>) {
+        for _ in 0..STEPS_MAX {
+            let result = self.step(inbox);
+            self.note(result);
+            if self.inputs.is_empty() || self.is_over() {
+                return;
             }
-            if self.is_stopping {
-                break self.close_all();
-            }
-        };
+        }
+    }
+
+    /// True once the host stops or the disk has failed: no more turns are to be taken.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_stopping || self.has_failed
+    }
+
+    /// When the next turn is due though nobody brings a mail.
+    pub(super) fn due(&self) -> Instant {
+        let has_more = !self.inputs.is_empty();
+        let due_ms = self.shard.next_tick_ms().min(self.next_tend_ms.max(1));
+        self.started + Duration::from_millis(if has_more { 0 } else { due_ms })
+    }
+
+    /// Closes all logs, unless the disk has failed.
+    pub(super) fn end(mut self) {
+        if !self.has_failed {
+            let result = self.close_all();
+            self.note(result);
+        }
+    }
+
+    fn note(&mut self, result: storage::Result<()>) {
         if let Err(error) = result {
             // DURABILITY: what is on disk is unknown from here on. Nothing is acknowledged any
             // more, and nobody may be told that it is not stored either.
             tracing::error!(%error, "the shard stops: its disk failed");
+            self.has_failed = true;
             (self.config.on_fatal)(&error);
         }
     }
 
-    fn turn(&mut self) -> storage::Result<()> {
-        self.take_mails()?;
+    fn step(&mut self, inbox: &Inbox<Mail<M>>) -> storage::Result<()> {
+        self.take_mails(inbox)?;
         let now = now(self.started);
         self.shard.step(now, &mut self.inputs, &mut self.out);
         let persists = std::mem::take(&mut self.out.effects.persists);
@@ -171,22 +198,12 @@ impl<M: Machine> Turn<M> {
         Ok(())
     }
 
-    /// Waits until something happens or the next tick is due, and takes all that is there.
-    fn take_mails(&mut self) -> storage::Result<()> {
-        let due_ms = self.shard.next_tick_ms().min(self.next_tend_ms.max(1));
-        let elapsed_ms = now(self.started).monotonic_ms;
-        let has_more = !self.inputs.is_empty();
-        let wait_ms = if has_more { 0 } else { due_ms.saturating_sub(elapsed_ms) };
-        match self.inbox.recv_timeout(Duration::from_millis(wait_ms)) {
-            Ok(mail) => self.take(mail)?,
-            Err(RecvTimeoutError::Timeout) => return Ok(()),
-            Err(RecvTimeoutError::Disconnected) => self.is_stopping = true,
-        }
-        for _ in 1..MAILS_MAX {
-            let Ok(mail) = self.inbox.try_recv() else { return Ok(()) };
-            self.take(mail)?;
-        }
-        Ok(())
+    fn take_mails(&mut self, inbox: &Inbox<Mail<M>>) -> storage::Result<()> {
+        let mut mails = std::mem::take(&mut self.mails);
+        inbox.take(&mut mails);
+        let taken = mails.drain(..).try_for_each(|mail| self.take_mail(mail));
+        self.mails = mails;
+        taken
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -195,7 +212,7 @@ impl<M: Machine> Turn<M> {
         ticket
     }
 
-    fn take(&mut self, mail: Mail<M>) -> storage::Result<()> {
+    fn take_mail(&mut self, mail: Mail<M>) -> storage::Result<()> {
         match mail {
             Mail::Open(opened, published) => {
                 self.published.insert(opened.log.id(), published);
@@ -293,7 +310,7 @@ impl<M: Machine> Turn<M> {
                 Ok(entries) => self.inputs.push(Input::Fetched {
                     group: read.group,
                     first_index: read.first_index,
-                    entries,
+                    entries: Some(entries),
                 }),
                 Err(_) => self.read_elsewhere(reader, Wanted::Entries(read)),
             }
@@ -315,7 +332,7 @@ impl<M: Machine> Turn<M> {
                 Wanted::Entries(read) => Input::Fetched {
                     group: read.group,
                     first_index: read.first_index,
-                    entries: Vec::new(),
+                    entries: None,
                 },
                 Wanted::Base(group) => Input::Base { group, base: None },
                 // Whoever lacks it asks again, and whoever reads there suspects it again.

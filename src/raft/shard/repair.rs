@@ -14,7 +14,8 @@
 //! leader of a later term that has another entry at the anchor, or none, says so: what it does not
 //! have was not committed. So does whoever begins after the damage, for what retention takes was
 //! settled, and has all the rest. The replica then cuts its log at the damage, keeps the promise of
-//! all it had, and follows the leader.
+//! all it had, and follows the leader. One that runs gives up what nobody keeps any more, and asks
+//! for what it lacks after that.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};
@@ -201,6 +202,8 @@ impl<M: Machine> Shard<M> {
 
     fn take_repair(&mut self, now: Now, envelope: Envelope, out: &mut Outputs<M>) {
         let Envelope { group, from, to, .. } = envelope;
+        let others = self.replicas_of(group).map_or(0, |(_, others)| others.len() as u64);
+        let committed = self.slot(group).map_or(0, |slot| slot.group.committed());
         let Some(mender) = self.menders.get_mut(&group) else { return };
         if mender.wound.is_none() {
             return;
@@ -209,10 +212,16 @@ impl<M: Machine> Shard<M> {
             let anchor = mender.wound.as_ref().map(|wound| wound.anchor);
             let is_asked = mender.next_missing() == Some(envelope.index)
                 && anchor == Some((envelope.commit, envelope.log_term));
-            // A replica that runs lacks nothing that is not committed, or has it in memory.
-            if is_asked && let Some(damaged) = mender.damaged.clone() {
+            let damaged = mender.damaged.clone();
+            // A replica that runs is refused what is older than the leader's log, or what that will
+            // replace, which is not committed here. All others had their turn.
+            let is_old = mender.asks_in_vain > others && envelope.commit <= committed;
+            let cure = match &damaged {
+                Some(_) => Some(Cure::Cut),
+                None => is_old.then_some(Cure::GiveUp(envelope.commit)),
+            };
+            if is_asked && let Some(cure) = cure {
                 mender.wound = None;
-                let (cure, damaged) = (Cure::Cut, Some(damaged));
                 out.effects.mends.push(Mend { group, cure, damaged });
             }
             return;

@@ -5,28 +5,29 @@
 //! bounded queue; what finds it full is lost, which Raft expects. Streams that break are made anew.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{DecodeContext, WireType, encode_varint, encoded_len_varint, key_len};
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
 
 use super::super::channels::endpoint;
+use crate::proto::codec::ExactCodec;
 use crate::proto::internal::ExchangeResponse;
 use crate::raft::{Frame, Lane, SendFrame};
 use crate::types::{ClusterId, NodeId};
 
 /// Frames that wait for one stream.
 const QUEUE_FRAMES_MAX: usize = 64;
-/// Frames handed to a stream and not yet on the wire.
-const STREAM_FRAMES_MAX: usize = 4;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 const EXCHANGE: &str = "/quipu.internal.v1.PeerService/Exchange";
@@ -109,18 +110,18 @@ impl Transport {
         let (way, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
         let inner = Arc::downgrade(&self.inner);
         self.inner.runtime.spawn(async move {
-            let mut frames = frames;
+            let frames = Arc::new(Mutex::new(frames));
             let mut pause = RETRY_MIN;
-            while !frames.is_closed() {
+            while !lock(&frames).is_closed() {
                 let Some(inner) = inner.upgrade() else { return };
-                match inner.exchange(to, host, &mut frames).await {
-                    Ok(()) => return,
-                    Err(Broken { status, had_begun }) => {
-                        tracing::debug!(%to, ?host, %status, "a stream broke");
-                        pause = if had_begun { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
-                    }
-                }
+                let life = Arc::new(Life::default());
+                let stream = OutStream { frames: frames.clone(), life: life.clone() };
+                let status = inner.exchange(to, host, stream).await;
                 drop(inner);
+                life.end(&frames);
+                tracing::debug!(%to, ?host, %status, "a stream ended");
+                let had_begun = life.has_sent.load(Ordering::Relaxed);
+                pause = if had_begun { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
                 tokio::time::sleep(pause).await;
             }
         });
@@ -128,62 +129,79 @@ impl Transport {
     }
 }
 
-/// A stream that ended.
-struct Broken {
-    status: Status,
-    had_begun: bool,
-}
-
 impl Inner {
     /// Carries frames over one stream until it breaks, or until nobody sends any more.
-    async fn exchange(
-        &self,
-        to: NodeId,
-        host: HostKind,
-        frames: &mut mpsc::Receiver<Frame>,
-    ) -> Result<(), Broken> {
-        let broken = |status| Broken { status, had_begun: false };
-        let address = (self.find_address)(to);
-        let address = address.ok_or_else(|| broken(Status::unavailable("no address is known")))?;
-        let endpoint = endpoint(&address);
-        let endpoint = endpoint.map_err(|error| broken(Status::internal(error.to_string())))?;
-        let channel = endpoint.connect().await;
-        let channel = channel.map_err(|error| broken(Status::unavailable(error.to_string())))?;
+    async fn exchange(&self, to: NodeId, host: HostKind, frames: OutStream) -> Status {
+        let Some(address) = (self.find_address)(to) else {
+            return Status::unavailable("no address is known");
+        };
+        let endpoint = match endpoint(&address) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Status::internal(error.to_string()),
+        };
+        let channel = match endpoint.connect().await {
+            Ok(channel) => channel,
+            Err(error) => return Status::unavailable(error.to_string()),
+        };
         let mut grpc = tonic::client::Grpc::new(channel);
-        let ready = grpc.ready().await;
-        ready.map_err(|error| broken(Status::unavailable(error.to_string())))?;
-        let (out, stream) = mpsc::channel(STREAM_FRAMES_MAX);
-        let mut request = Request::new(ReceiverStream::new(stream));
+        if let Err(error) = grpc.ready().await {
+            return Status::unavailable(error.to_string());
+        }
+        let mut request = Request::new(frames);
         let headers = request.metadata_mut();
         let ascii = |text: String| MetadataValue::try_from(text).expect("ids are ASCII");
         headers.insert(CLUSTER_HEADER, ascii(self.cluster.0.to_string()));
         headers.insert(NODE_HEADER, ascii(self.node.to_string()));
         headers.insert(HOST_HEADER, MetadataValue::from_static(host.name()));
-        let codec = ProstCodec::<OutFrame, ExchangeResponse>::default();
+        let codec = ExactCodec::<OutFrame, ExchangeResponse>::default();
         let path = PathAndQuery::from_static(EXCHANGE);
-        let call = grpc.client_streaming(request, path, codec);
-        tokio::pin!(call);
-        let mut had_begun = false;
-        loop {
-            tokio::select! {
-                ended = &mut call => {
-                    let ended: Result<tonic::Response<ExchangeResponse>, Status> = ended;
-                    let status = ended.err().unwrap_or_else(|| Status::ok("the stream ended"));
-                    return Err(Broken { status, had_begun });
-                }
-                frame = frames.recv() => {
-                    let Some(frame) = frame else { return Ok(()) };
-                    tokio::select! {
-                        // The stream ended, or will at once: the frame is lost.
-                        ended = &mut call => {
-                            let status = ended.err().unwrap_or_else(|| Status::ok("ended"));
-                            return Err(Broken { status, had_begun });
-                        }
-                        sent = out.send(OutFrame(frame)) => had_begun |= sent.is_ok(),
-                    }
-                }
-            }
+        let ended = grpc.client_streaming(request, path, codec).await;
+        ended.err().unwrap_or_else(|| Status::ok("the stream ended"))
+    }
+}
+
+type Frames = Arc<Mutex<mpsc::Receiver<Frame>>>;
+
+fn lock(frames: &Frames) -> MutexGuard<'_, mpsc::Receiver<Frame>> {
+    frames.lock().expect("nobody panics with the lock")
+}
+
+/// How far a stream has come.
+#[derive(Default)]
+struct Life {
+    has_sent: AtomicBool,
+    /// It was given up: frames are the next one's to take, even if this one is still asked for
+    /// some. Read and written with the frames held.
+    is_over: AtomicBool,
+}
+
+impl Life {
+    /// Gives the stream up. From here on it does not ask for frames, and so does not take the
+    /// place of the next one as who is woken for them.
+    fn end(&self, frames: &Frames) {
+        let _held = lock(frames);
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Frames on their way out, taken from the queue by the stream itself: a task between the two would
+/// make each frame wait for one more turn. What a stream that breaks had taken is lost.
+struct OutStream {
+    frames: Frames,
+    life: Arc<Life>,
+}
+
+impl Stream for OutStream {
+    type Item = OutFrame;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<OutFrame>> {
+        let mut frames = lock(&self.frames);
+        if self.life.is_over.load(Ordering::Relaxed) {
+            return Poll::Ready(None);
         }
+        let frame = ready!(frames.poll_recv(cx));
+        self.life.has_sent.fetch_or(frame.is_some(), Ordering::Relaxed);
+        Poll::Ready(frame.map(OutFrame))
     }
 }
 

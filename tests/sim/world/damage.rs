@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use quipu::raft::Durability;
-use quipu::storage::Log;
 use quipu::types::{LogId, NodeId};
 
 use super::World;
@@ -94,9 +93,11 @@ impl World {
         let (Some(before), Some(after)) = (kept(&node.fs, group), kept(&damaged, group)) else {
             return false;
         };
-        let synced = node.live.as_ref().and_then(|live| live.disk.log(group));
-        let synced = synced.map(Log::synced_index).or(node.promised.get(&group).copied());
-        let is_noticed = after.promised >= before.promised.max(synced.unwrap_or(0));
+        // What a log that is in use has not synced yet is in the same sectors: a blow there, before
+        // anything is on record of it, could not be noticed.
+        let live = node.live.as_ref().and_then(|live| live.disk.log(group));
+        let last = live.map(|log| log.tip().index).or(node.promised.get(&group).copied());
+        let is_noticed = after.promised >= before.promised.max(last.unwrap_or(0));
         let lost: BTreeMap<u64, u32> = before
             .chains
             .iter()

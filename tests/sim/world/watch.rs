@@ -79,6 +79,8 @@ impl World {
         self.tally.add("leader-handed-over-for-slow-disk", slow);
         let repaired = now.tails_repaired.saturating_sub(before.tails_repaired);
         self.tally.add("tail-repaired", repaired);
+        let stood_back = now.stood_back.saturating_sub(before.stood_back);
+        self.tally.add("leader-stood-back-for-damage", stood_back);
         let leaving = now.leaving_hand_overs.saturating_sub(before.leaving_hand_overs);
         self.tally.add("leader-handed-over-before-leaving", leaving);
     }
