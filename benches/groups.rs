@@ -27,8 +27,9 @@ const MEMBERS: usize = 10;
 const STREAMS: usize = 100;
 const PARTITIONS: u32 = 10;
 const MEASURED: Duration = Duration::from_secs(30);
-/// As often as the server asks members to.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+/// A session, and how often members say something in one: as often as the server asks them to.
+const SESSION: Duration = Duration::from_secs(60);
+const HEARTBEAT: Duration = Duration::from_secs(20);
 
 /// A server that is killed when this is dropped.
 struct Server {
@@ -54,15 +55,18 @@ impl Server {
         Self { child, address: address.expect("the server says where it listens") }
     }
 
-    /// Processor time so far.
+    /// Processor time so far. `/proc/PID/stat` has it in ticks of the clock, and counts too much
+    /// for who is woken by that clock; the scheduler knows better.
     fn processor_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let stat = stat.expect("the process runs");
-        let after_name = stat.rsplit_once(')').expect("the kernel writes the name so").1;
-        let ticks = after_name.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-        // Hundredths of a second on every Linux.
-        Duration::from_millis(ticks * 10)
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let of_task = |task: std::io::Result<fs::DirEntry>| {
+            let path = task.expect("the process runs").path().join("schedstat");
+            // A thread may end in between.
+            let stat = fs::read_to_string(path).unwrap_or_default();
+            let nanos = stat.split_whitespace().next();
+            nanos.map_or(0, |nanos| nanos.parse::<u64>().expect("the kernel writes numbers"))
+        };
+        Duration::from_nanos(tasks.expect("the process runs").map(of_task).sum())
     }
 
     fn resident_bytes(&self) -> u64 {
@@ -133,7 +137,16 @@ fn request(message: Told) -> ConsumeRequest {
     ConsumeRequest { message: Some(message) }
 }
 
+/// The part of a core that the server uses from now on.
+async fn load(server: &Server) -> f64 {
+    let (before, began) = (server.processor_time(), Instant::now());
+    tokio::time::sleep(MEASURED).await;
+    (server.processor_time() - before).as_secs_f64() / began.elapsed().as_secs_f64()
+}
+
 async fn run(server: &Server) {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let alone = load(server).await;
     let channel = connect(&server.address).await;
     let topic = CreateTopicRequest {
         name: "idle".to_owned(),
@@ -149,7 +162,7 @@ async fn run(server: &Server) {
             name: format!("g{n}"),
             topics: vec!["idle".to_owned()],
             start: Some(GroupPlace { place: Some(Place::Earliest(true)) }),
-            session_timeout_ms: 60_000,
+            session_timeout_ms: SESSION.as_millis() as u32,
             ..CreateGroupRequest::default()
         };
         groups.create_group(group).await.expect("a group is made");
@@ -166,11 +179,12 @@ async fn run(server: &Server) {
     }
     println!("{GROUPS} groups of {MEMBERS} members settled in {:.1?}", began.elapsed());
     tokio::time::sleep(HEARTBEAT).await;
-    let (before, began) = (server.processor_time(), Instant::now());
-    tokio::time::sleep(MEASURED).await;
-    let used = (server.processor_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    let megabytes = server.resident_bytes() / (1 << 20);
-    println!("idle: {:.1} % of a core, {megabytes} MiB resident", used * 100.0);
+    let (used, megabytes) = (load(server).await, server.resident_bytes() / (1 << 20));
+    let (alone, used, groups) = (alone * 100.0, used * 100.0, (used - alone) * 100.0);
+    println!(
+        "idle: {used:.1} % of a core, {alone:.1} % of it without groups: {groups:.1} % for them"
+    );
+    println!("{megabytes} MiB resident");
 }
 
 fn main() {

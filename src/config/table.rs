@@ -263,7 +263,7 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "limits.requests_in_flight_max",
-        Text("4096"),
+        Text("20000"),
         things(1, 1 << 20, |c, v| c.limits.requests_in_flight_max = v as usize),
         "Calls under way on all connections; more of them are told to come back",
     ),

@@ -18,6 +18,9 @@ use crate::types::NodeId;
 /// way to another node.
 pub const AWAY_MAX: Duration = Duration::from_secs(5);
 
+/// How often members are looked at, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// How long a member may be away from its node before it is out.
 pub fn away_max(group: &Group, member: &Member) -> Duration {
     let timeout = session_timeout(group);
@@ -74,6 +77,8 @@ type News = watch::Sender<Option<Arc<Group>>>;
 struct Inner {
     members: HashMap<Key, Entry>,
     news: HashMap<Id, News>,
+    /// Nobody is overdue before, unless something changes; none if that is not known.
+    nobody_before: Option<Instant>,
 }
 
 /// The members that this node serves.
@@ -105,6 +110,7 @@ impl Drop for Session {
             && entry.session == self.number
         {
             entry.presence = Presence::AwaySince(Instant::now());
+            inner.nobody_before = None;
         }
     }
 }
@@ -119,7 +125,10 @@ impl Sessions {
         let beat = Beat::now();
         let presence = Presence::Here(beat.clone());
         let key = (group, member);
-        self.inner().members.insert(key, Entry { session: number, presence });
+        let mut inner = self.inner();
+        inner.members.insert(key, Entry { session: number, presence });
+        inner.nobody_before = None;
+        drop(inner);
         Session { sessions: self.clone(), key, number, beat }
     }
 
@@ -133,9 +142,11 @@ impl Sessions {
         news
     }
 
-    /// Tells the streams of groups that have changed.
+    /// Takes note of a state that may be another one, and tells the streams of groups that have
+    /// changed.
     pub fn follow(&self, state: &State) {
         let mut inner = self.inner();
+        inner.nobody_before = None;
         inner.news.retain(|_, news| news.receiver_count() > 0);
         for (id, news) in &inner.news {
             let now = state.groups().get(*id);
@@ -168,10 +179,15 @@ impl Sessions {
     /// The members served by `node`, this one, that have been silent or away for too long.
     ///
     /// A member that the metadata has here and that never came, as after a restart of this node,
-    /// counts as away since it was first looked for.
+    /// counts as away since it was first looked for. `state` has been [followed](Self::follow).
     pub fn overdue(&self, state: &State, node: NodeId, now: Instant) -> Vec<Leaving> {
         let mut inner = self.inner();
+        // Whoever is heard is overdue only later.
+        if inner.nobody_before.is_some_and(|before| now < before) {
+            return Vec::new();
+        }
         let mut overdue = Vec::new();
+        let mut nobody_before = now + LOOK_EVERY;
         let mut here = HashMap::with_capacity(inner.members.len());
         for group in state.groups().iter() {
             for member in group.members.iter().filter(|member| member.node == node.0) {
@@ -180,7 +196,9 @@ impl Sessions {
                 let entry = known.filter(|entry| entry.session >= member.session);
                 let away = Presence::AwaySince(now);
                 let entry = entry.unwrap_or(Entry { session: member.session, presence: away });
-                if is_overdue(group, member, &entry.presence, now) {
+                let due = due(group, member, &entry.presence);
+                nobody_before = nobody_before.min(due);
+                if now > due {
                     let session = member.session;
                     overdue.push(Leaving { group: group.id, member: member.id, session });
                 }
@@ -190,14 +208,16 @@ impl Sessions {
         // A stream may have begun whose member the state does not show here yet.
         inner.members.retain(|_, entry| matches!(entry.presence, Presence::Here(_)));
         inner.members.extend(here);
+        inner.nobody_before = Some(nobody_before);
         overdue
     }
 }
 
-fn is_overdue(group: &Group, member: &Member, presence: &Presence, now: Instant) -> bool {
+/// When a member is overdue if nothing is heard of it.
+fn due(group: &Group, member: &Member, presence: &Presence) -> Instant {
     let (since, max) = match presence {
         Presence::Here(beat) => (beat.heard(), session_timeout(group)),
         Presence::AwaySince(since) => (*since, away_max(group, member)),
     };
-    now.saturating_duration_since(since) > max
+    since + max
 }

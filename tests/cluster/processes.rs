@@ -6,6 +6,7 @@ mod crashes;
 mod directories;
 mod doctor;
 mod load;
+mod members;
 mod membership;
 mod nodes;
 mod topics;

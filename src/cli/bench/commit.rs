@@ -23,14 +23,18 @@ pub(super) struct Plan {
     /// Replicas of each; by default 3, or 1 in a cluster of one or two nodes
     #[arg(long, value_name = "N")]
     pub(super) replicas: Option<u32>,
-    /// Offsets in one call, each of another partition
+    /// Groups that read the topic, each with a position in every partition
     #[arg(long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    groups: u32,
+    /// Clients of each group, with connections and one call at a time of their own
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    clients: u32,
+    /// Offsets in one call, each of another partition
+    #[arg(long, value_name = "N", default_value_t = 100,
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     offsets: u32,
-    /// Clients, each with connections and one call at a time of its own
-    #[arg(long, value_name = "N", default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(1..1000))]
-    clients: u32,
     /// For how long to commit
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(super) seconds: u64,
@@ -49,7 +53,7 @@ impl Done {
     }
 }
 
-/// Commits offsets of a group that is made for it.
+/// Commits offsets of groups that are made for it.
 pub(super) async fn run(
     plan: &Plan,
     remote: &remote::Args,
@@ -57,13 +61,18 @@ pub(super) async fn run(
     topic: &str,
 ) -> anyhow::Result<Report> {
     fill(client, topic, plan.partitions).await?;
-    let (name, topics) = (topic.to_owned(), vec![topic.to_owned()]);
-    let start = Some(GroupStart::Earliest.into());
-    let group = CreateGroupRequest { name, topics, start, ..Default::default() };
-    client.create_group(group).await?;
-    let committed = commit_all(plan, remote, topic).await;
-    if let Err(error) = client.delete_group(topic, true).await {
-        eprintln!("warning: group {topic} was not deleted: {error}");
+    let groups: Vec<_> = (0..plan.groups).map(|n| format!("{topic}-{n}")).collect();
+    for group in &groups {
+        let (name, topics) = (group.clone(), vec![topic.to_owned()]);
+        let start = Some(GroupStart::Earliest.into());
+        let group = CreateGroupRequest { name, topics, start, ..Default::default() };
+        client.create_group(group).await?;
+    }
+    let committed = commit_all(plan, remote, topic, &groups).await;
+    for group in &groups {
+        if let Err(error) = client.delete_group(group, true).await {
+            eprintln!("warning: group {group} was not deleted: {error}");
+        }
     }
     committed
 }
@@ -85,15 +94,22 @@ async fn fill(client: &Client, topic: &str, partitions: u32) -> anyhow::Result<(
     Ok(())
 }
 
-async fn commit_all(plan: &Plan, remote: &remote::Args, topic: &str) -> anyhow::Result<Report> {
+async fn commit_all(
+    plan: &Plan,
+    remote: &remote::Args,
+    topic: &str,
+    groups: &[String],
+) -> anyhow::Result<Report> {
     let started = Instant::now();
     let mut workers = Vec::new();
-    for worker in 0..plan.clients {
+    let until = started + Duration::from_secs(plan.seconds);
+    let in_group = groups.iter().flat_map(|group| (0..plan.clients).map(move |n| (group, n)));
+    for (group, worker) in in_group {
         let client = Client::new(remote.config())?;
         // Each has partitions of its own, as members have.
         let own = (0..plan.partitions).filter(|n| n % plan.clients == worker % plan.partitions);
-        let until = started + Duration::from_secs(plan.seconds);
-        let work = commit(client, topic.to_owned(), own.collect(), plan.offsets, until);
+        let names = (group.clone(), topic.to_owned());
+        let work = commit(client, names, own.collect(), plan.offsets, until);
         workers.push(tokio::spawn(work));
     }
     let mut all = Done::new()?;
@@ -109,7 +125,7 @@ async fn commit_all(plan: &Plan, remote: &remote::Args, topic: &str) -> anyhow::
 
 async fn commit(
     client: Client,
-    topic: String,
+    (group, topic): (String, String),
     partitions: Vec<u32>,
     offsets: u32,
     until: Instant,
@@ -127,7 +143,7 @@ async fn commit(
                 OffsetCommit { topic, partition, next_offset, ..Default::default() }
             })
             .collect();
-        let request = CommitOffsetsRequest { group: topic.clone(), offsets, ..Default::default() };
+        let request = CommitOffsetsRequest { group: group.clone(), offsets, ..Default::default() };
         let asked = Instant::now();
         let outcomes = client.commit_offsets(request).await?;
         done.latencies.record(asked.elapsed());

@@ -1,6 +1,6 @@
 //! The processes of a cluster: started, killed and asked how they are.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
@@ -68,9 +68,7 @@ impl Node {
     }
 
     pub fn signal(&mut self, signal: Signal) {
-        let id = self.process().id().expect("the node has not ended by itself");
-        let id = Pid::from_raw(id.try_into().unwrap()).unwrap();
-        kill_process(id, signal).unwrap();
+        self::signal(self.process(), signal);
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
@@ -239,6 +237,16 @@ impl Cluster {
         quipu().args(args).args(["--server", server]).output().await.unwrap()
     }
 
+    /// Starts a command that is told of all nodes. What it prints goes to a file below the root.
+    pub fn spawn(&self, args: &[&str], output: &str) -> (Child, PathBuf) {
+        let path = self.root.path().join(output);
+        let servers: Vec<_> = self.nodes.iter().map(Node::address).collect();
+        let mut command = quipu();
+        command.args(args).args(["--server", &servers.join(",")]);
+        command.stdout(File::create(&path).unwrap()).stderr(Stdio::null());
+        (command.spawn().unwrap(), path)
+    }
+
     /// Runs a command against the cluster.
     pub async fn run(&self, args: &[&str]) {
         let run = self.try_run(args).await;
@@ -266,6 +274,13 @@ fn quipu() -> Command {
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
+}
+
+/// Sends a signal to a process that has not ended.
+pub fn signal(process: &Child, signal: Signal) {
+    let id = process.id().expect("it has not ended by itself");
+    let id = Pid::from_raw(id.try_into().unwrap()).unwrap();
+    kill_process(id, signal).unwrap();
 }
 
 /// Three addresses that were free a moment ago.

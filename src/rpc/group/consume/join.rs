@@ -24,7 +24,7 @@ use crate::proto::server::{ConsumeJoin, ConsumeRequest};
 const PATIENCE: Duration = Duration::from_secs(10);
 const NAME_BYTES_MAX: usize = 249;
 /// How often both sides say something, at least.
-const HEARTBEAT_MAX: Duration = Duration::from_secs(10);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(20);
 const POSITIONS_MAX: usize = 10_000;
 
 /// A member that has joined.

@@ -171,7 +171,8 @@ impl Stream {
         if !self.start_wishes().await {
             return Ok(Next::End);
         }
-        let speak = self.spoke + heartbeat_interval(&self.group);
+        // Most often a heartbeat comes first and is answered: one time to wake up instead of two.
+        let speak = self.spoke + heartbeat_interval(&self.group).mul_f64(1.25);
         let revoked = self.holdings.deadline();
         let overdue = async {
             match revoked {
@@ -233,7 +234,13 @@ impl Stream {
                 self.wishes.push_back(Wish::Release(released.assignments));
             }
             Some(Told::Leave(_)) => return Ok(Next::Leave),
-            Some(Told::Heartbeat(_)) | None => {}
+            Some(Told::Heartbeat(_)) => {
+                // Answered at once, when it is half due: this stream is awake, and would have to
+                // wake up again.
+                let is_due = self.spoke.elapsed() > heartbeat_interval(&self.group) / 2;
+                return Ok(if is_due && !self.speak().await { Next::End } else { Next::Go });
+            }
+            None => {}
             Some(Told::Join(_)) => return Err(Error::field("join", "said once, at first")),
         }
         Ok(Next::Go)
