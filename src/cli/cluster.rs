@@ -67,7 +67,7 @@ Examples:
   quipu cluster status                    exit code 1 if something is not well
   quipu cluster drain 3                   before node 3 is stopped for a while
   quipu cluster move orders 0 --replicas 1,2,4
-  quipu cluster decommission 3 --dead     its disk is gone
+  quipu cluster decommission 3 --dead     its disk is gone; refused while it is alive
 
 JSON:
   status     {ok, cluster_id, metadata_leader, answered_by, topics, partitions,

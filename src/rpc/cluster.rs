@@ -74,13 +74,17 @@ impl ClusterApi {
             rack: known.rack.clone(),
             version: known.version.clone(),
             state: state_number(known.state()).into(),
-            is_alive: known.node_id() == node.id()
-                || node.heard().is_alive(known.node_id(), ALIVE_WITHIN),
+            is_alive: self.is_alive(known.node_id()),
             replicas: replicas_on(known.id),
             leaders: led.get(&known.node_id()).map_or(0, |count| *count as u32),
             incarnation: known.incarnation,
         };
         state.nodes().map(described).collect()
+    }
+
+    fn is_alive(&self, id: NodeId) -> bool {
+        let node = self.context.node();
+        id == node.id() || node.heard().is_alive(id, ALIVE_WITHIN)
     }
 
     fn node(&self, id: u64) -> Result<api::Node, Error> {
@@ -195,10 +199,15 @@ impl ClusterApi {
         }
     }
 
-    async fn decommission(&self, node: u64) -> Result<u32, Error> {
+    async fn decommission(&self, node: u64, is_dead: bool) -> Result<u32, Error> {
         self.context.refresh().await;
         let state = self.context.node().state();
         state.node(NodeId(node)).ok_or(Error::UnknownNode(node))?;
+        // Whoever takes a node for dead is about to throw its disk away.
+        if is_dead && self.is_alive(NodeId(node)) {
+            let expected = format!("false, because node {node} is alive; stop it first");
+            return Err(Error::field("is_dead", expected));
+        }
         let is_there = |partition: &&command::Partition| {
             partition.all_replicas().any(|replica| replica.node().0 == node)
         };
@@ -289,7 +298,8 @@ impl ClusterService for ClusterApi {
         &self,
         request: Request<api::DecommissionNodeRequest>,
     ) -> Result<Response<api::DecommissionNodeResponse>, Status> {
-        let left = self.decommission(request.into_inner().node).await;
+        let api::DecommissionNodeRequest { node, is_dead } = request.into_inner();
+        let left = self.decommission(node, is_dead).await;
         answer(left.map(|replicas_left| api::DecommissionNodeResponse { replicas_left }))
     }
 }

@@ -155,6 +155,8 @@ async fn nodes_that_are_not_there_neither_drain_nor_leave() {
     let before = admin.state();
     let leave = DecommissionNodeRequest { node: 2, is_dead: false };
     assert_eq!(refused(admin.nodes.decommission_node(leave).await), TOO_FEW);
+    let alive = DecommissionNodeRequest { node: 1, is_dead: true };
+    assert_eq!(refused(admin.nodes.decommission_node(alive).await), BAD_FIELD);
     assert_eq!(admin.state(), before);
     let names = |count| GetTopologyRequest { topics: vec!["t".to_owned(); count] };
     assert_eq!(refused(admin.nodes.get_topology(names(1_001)).await), BAD_FIELD);

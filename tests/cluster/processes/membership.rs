@@ -95,3 +95,33 @@ async fn a_fourth_node_comes_and_an_old_one_leaves() {
     load.progress(50).await;
     load.stop().await.expect_all(&client).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_replaced_and_a_live_one_is_not_taken_for_dead() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(4, 3).await;
+    let client = cluster.client();
+    let mut load = Load::start(&client).await;
+    load.progress(50).await;
+    assert_eq!(cluster.join().await, 4);
+    let take_out = ["cluster", "decommission", "3", "--dead"];
+    let refused = cluster.try_run(&take_out).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("node 3 is alive; stop it first"), "{said}");
+    cluster.node(3).kill().await;
+    wait_for("the silence of the killed node", async || {
+        (!described(&cluster, 3).await?.is_alive).then_some(())
+    })
+    .await;
+    cluster.run(&take_out).await;
+    wait_for("a cluster without the dead node", async || {
+        let is_there = described(&cluster, 3).await.is_some();
+        let mut replicas: Vec<_> =
+            partitions(&cluster).await.into_iter().map(|partition| partition.replicas).collect();
+        replicas.iter_mut().for_each(|replicas| replicas.sort_unstable());
+        (!is_there && replicas.iter().all(|replicas| *replicas == [1, 2, 4])).then_some(())
+    })
+    .await;
+    load.progress(50).await;
+    load.stop().await.expect_all(&client).await;
+}
