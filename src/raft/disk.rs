@@ -40,8 +40,8 @@ pub struct Disk {
     written: BTreeSet<LogId>,
     /// What logs lack, as it was last told.
     wounds: BTreeMap<LogId, Wound>,
-    /// Up to where entries that logs lack were given up.
-    given_up: BTreeMap<LogId, u64>,
+    /// Up to where entries that logs lack were passed over, the last time.
+    passed_over: BTreeMap<LogId, u64>,
     /// The news of damage that was looked into; 0 to look again.
     damage_seen: u64,
 }
@@ -55,7 +55,7 @@ impl Disk {
             stalled: BTreeMap::new(),
             written: BTreeSet::new(),
             wounds: BTreeMap::new(),
-            given_up: BTreeMap::new(),
+            passed_over: BTreeMap::new(),
             damage_seen: 0,
         }
     }
@@ -124,7 +124,7 @@ impl Disk {
     pub fn rewind<M: Machine>(&mut self, group: LogId, index: u64) -> Result<(), OpenError> {
         self.stalled.remove(&group);
         self.wounds.remove(&group);
-        self.given_up.remove(&group);
+        self.passed_over.remove(&group);
         let Some(mut log) = self.logs.remove(&group) else {
             return Ok(());
         };
@@ -156,7 +156,7 @@ impl Disk {
     pub fn close(&mut self, group: LogId) -> storage::Result<()> {
         self.stalled.remove(&group);
         self.wounds.remove(&group);
-        self.given_up.remove(&group);
+        self.passed_over.remove(&group);
         self.logs.remove(&group).map_or(Ok(()), |log| self.dir.close_log(log))
     }
 
@@ -305,7 +305,7 @@ impl Disk {
     fn changed_wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
         let mut changed = Vec::new();
         for (group, log) in &self.logs {
-            let wound = log.wound_after(self.given_up.get(group).copied().unwrap_or(0));
+            let wound = next_wound(&self.passed_over, log);
             if wound.as_ref() != self.wounds.get(group) {
                 match wound.clone() {
                     Some(wound) => self.wounds.insert(*group, wound),
@@ -328,15 +328,15 @@ impl Disk {
         let mended = match &mend.cure {
             Cure::Entries(entries) => log.repair(entries).map_err(OpenError::from),
             Cure::Cut => cut_at_wound(&self.dir, log),
-            Cure::GiveUp(index) => {
-                tracing::warn!(%group, index, "entries are damaged that nobody keeps any more");
-                self.given_up.insert(group, *index);
+            Cure::PassOver(index) => {
+                tracing::debug!(%group, index, "nobody who answers keeps entries that are damaged");
+                self.passed_over.insert(group, *index);
                 Ok(())
             }
         };
         let mut inputs = Vec::new();
         match mended {
-            Ok(()) if matches!(mend.cure, Cure::GiveUp(_)) => {}
+            Ok(()) if matches!(mend.cure, Cure::PassOver(_)) => {}
             Ok(()) => tracing::info!(%group, "a damaged log was mended"),
             Err(OpenError::Storage(error)) if !is_harmless(&error) => return Err(error),
             Err(error) => tracing::warn!(%group, %error, "a damaged log cannot be mended yet"),
@@ -349,7 +349,7 @@ impl Disk {
             }
         }
         // Told in any case: without news the shard would wait for it.
-        let wound = log.wound_after(self.given_up.get(&group).copied().unwrap_or(0));
+        let wound = next_wound(&self.passed_over, log);
         match wound.clone() {
             Some(wound) => self.wounds.insert(group, wound),
             None => self.wounds.remove(&group),
@@ -389,6 +389,13 @@ impl Disk {
         }
         reader.tip_at(reader.first_index() - 1, Access::MayBlock).map(Some)
     }
+}
+
+/// What is to be mended next: what was passed over has its turn again after all that comes behind
+/// it, for who keeps it may have been away.
+fn next_wound(passed_over: &BTreeMap<LogId, u64>, log: &Log) -> Option<Wound> {
+    let after = passed_over.get(&log.id()).copied().unwrap_or(0);
+    log.wound_after(after).or_else(|| log.wound())
 }
 
 /// Appends, and keeps in `entries` what did not fit.

@@ -139,8 +139,9 @@ pub enum Cure {
     Entries(Vec<Entry>),
     /// The group went on without what the log holds from its first damaged entry on.
     Cut,
-    /// Nobody keeps what is missing up to here any more: retention took it, and will here.
-    GiveUp(u64),
+    /// Nobody who answers keeps what is missing up to here any more: retention took it, and will
+    /// here. What is missing behind it comes first from now on.
+    PassOver(u64),
 }
 
 /// A replica that cannot run before its log is mended: it could not follow its own history.

@@ -100,6 +100,12 @@ fn a_log_is_mended_behind_what_nobody_keeps_any_more() {
     expect(620_012);
 }
 
+/// The one that has the entry is away while the others say that it is too old for them.
+#[test]
+fn what_was_passed_over_is_asked_for_again() {
+    expect(603_953);
+}
+
 /// It lost the entry while it ran, and had not committed it.
 #[test]
 fn a_leader_without_an_entry_that_nobody_else_has_makes_room_for_another() {

@@ -14,8 +14,8 @@
 //! leader of a later term that has another entry at the anchor, or none, says so: what it does not
 //! have was not committed. So does whoever begins after the damage, for what retention takes was
 //! settled, and has all the rest. The replica then cuts its log at the damage, keeps the promise of
-//! all it had, and follows the leader. One that runs gives up what nobody keeps any more, and asks
-//! for what it lacks after that.
+//! all it had, and follows the leader. One that runs passes over what nobody keeps who answers,
+//! asks for what it lacks after that, and then for the former again.
 
 use super::super::effects::{ColdRead, Cure, Damaged, Mend, Supply};
 use super::super::envelope::{Envelope, Lane, MessageKind};
@@ -41,6 +41,8 @@ pub(super) struct Mender {
     asks: u64,
     /// Asks since anybody gave anything.
     asks_in_vain: u64,
+    /// Asks since this wound had its turn.
+    asks_of_turn: u64,
     next_ask_ms: u64,
 }
 
@@ -107,6 +109,7 @@ impl<M: Machine> Shard<M> {
         let is_same = mender.wound == wound && !mender.given.is_empty();
         mender.next_ask_ms = now.monotonic_ms + if is_same { self.config.tick_ms } else { 0 };
         mender.given.clear();
+        mender.asks_of_turn = 0;
         mender.wound = wound;
         if mender.wound.is_none() && mender.damaged.is_none() {
             self.menders.remove(&group);
@@ -126,6 +129,7 @@ impl<M: Machine> Shard<M> {
             mender.next_ask_ms = now.monotonic_ms + every_ms;
             let rounds = ROUNDS_MAX * others.len().max(1) as u64;
             mender.asks_in_vain += 1;
+            mender.asks_of_turn += 1;
             if mender.asks_in_vain.is_multiple_of(rounds) {
                 out.effects.unrepaired.push(group);
             }
@@ -215,10 +219,10 @@ impl<M: Machine> Shard<M> {
             let damaged = mender.damaged.clone();
             // A replica that runs is refused what is older than the leader's log, or what that will
             // replace, which is not committed here. All others had their turn.
-            let is_old = mender.asks_in_vain > others && envelope.commit <= committed;
+            let is_old = mender.asks_of_turn > others && envelope.commit <= committed;
             let cure = match &damaged {
                 Some(_) => Some(Cure::Cut),
-                None => is_old.then_some(Cure::GiveUp(envelope.commit)),
+                None => is_old.then_some(Cure::PassOver(envelope.commit)),
             };
             if is_asked && let Some(cure) = cure {
                 mender.wound = None;
