@@ -179,13 +179,20 @@ impl Sessions {
     /// The members served by `node`, this one, that have been silent or away for too long.
     ///
     /// A member that the metadata has here and that never came, as after a restart of this node,
-    /// counts as away since it was first looked for. `state` has been [followed](Self::follow).
-    pub fn overdue(&self, state: &State, node: NodeId, now: Instant) -> Vec<Leaving> {
+    /// counts as away since it was first looked for. `state` gives the newest state: one that comes
+    /// later is [followed](Self::follow) later, and makes this look again.
+    pub fn overdue(
+        &self,
+        state: impl FnOnce() -> Arc<State>,
+        node: NodeId,
+        now: Instant,
+    ) -> Vec<Leaving> {
         let mut inner = self.inner();
         // Whoever is heard is overdue only later.
         if inner.nobody_before.is_some_and(|before| now < before) {
             return Vec::new();
         }
+        let state = state();
         let mut overdue = Vec::new();
         let mut nobody_before = now + LOOK_EVERY;
         let mut here = HashMap::with_capacity(inner.members.len());

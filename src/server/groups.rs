@@ -56,7 +56,7 @@ pub(super) async fn watch_over(context: Context) {
         ticks.tick().await;
         let node = context.node();
         let overdue =
-            context.sessions().overdue(&node.state(), node.id(), std::time::Instant::now());
+            context.sessions().overdue(|| node.state(), node.id(), std::time::Instant::now());
         take_out(&context, overdue).await;
     }
 }

@@ -14,7 +14,7 @@ use super::{LOOK_INTERVAL, Printer, announce_gap};
 use crate::cli::output::Output;
 use crate::cli::remote::about_group;
 use crate::client::{
-    Assigned, Client, Commit, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition,
+    Assigned, Client, Commit, Error, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition,
 };
 use crate::proto::client::GroupPartition;
 
@@ -229,11 +229,15 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Writes out what was printed, and commits that.
+    /// Writes out what was printed, and commits that. A partition that was lost in the meantime is
+    /// read by another member, from where it was committed before.
     async fn commit(&mut self) -> anyhow::Result<()> {
         self.output.flush()?;
         if self.commit_interval.is_some() {
-            self.consumer.commit_done().await.context("committing offsets")?;
+            match self.consumer.commit_done().await {
+                Err(error @ Error::Precondition(_)) => eprintln!("not committed: {error}"),
+                outcome => outcome.context("committing offsets")?,
+            }
         }
         self.committed = Instant::now();
         Ok(())

@@ -261,20 +261,25 @@ impl GroupConsumer {
     /// as finished only after [`GroupConsumer::mark_done`].
     ///
     /// # Errors
-    /// As [`GroupConsumer::commit`], for the first partition of which it failed.
+    /// As [`GroupConsumer::commit`], for the first partition of which it failed; the others are
+    /// committed all the same.
     ///
     /// # Cancel safety
     /// As [`GroupConsumer::commit`].
     pub async fn commit_done(&mut self) -> Result<(), Error> {
-        let mut started = Vec::new();
+        let (mut started, mut outcome) = (Vec::new(), Ok(()));
         let all_done = self.shared.member().all_done();
         for (at, wanted) in all_done {
-            started.push(self.start_commit(&at, wanted).await?);
+            match self.start_commit(&at, wanted).await {
+                Ok(committing) => started.push(committing),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
         for committing in started {
-            committing.await?;
+            let committed = committing.await;
+            outcome = outcome.and(committed.map(drop));
         }
-        Ok(())
+        outcome
     }
 
     /// Commits as [`GroupConsumer::commit_position`] does, and does not wait for the answer.

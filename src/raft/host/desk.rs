@@ -8,16 +8,16 @@
 //!
 //! A turn writes into the page cache, and may have to wait there for a disk in trouble. A thread
 //! that serves others must not, so guests are let in one at a time, and none for a while after a
-//! turn has taken long.
+//! turn has taken long. What waits for a disk by its nature, they leave to the shard's thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::super::machine::Machine;
 use super::Mail;
 use super::inbox::{Inbox, NotTaken, Put};
-use super::turn::Turn;
+use super::turn::{Turn, Who};
 
 /// A turn that takes longer was held up.
 const LONG_TURN: Duration = Duration::from_millis(5);
@@ -49,12 +49,13 @@ impl Guests {
         self.started.elapsed().as_millis() as u64
     }
 
+    fn may_come(&self) -> bool {
+        self.are_welcome && self.now_ms() >= self.barred_until_ms.load(Ordering::Relaxed)
+    }
+
     fn enter(&self) -> Option<Guest<'_>> {
-        let is_barred = || self.now_ms() < self.barred_until_ms.load(Ordering::Relaxed);
-        if !self.are_welcome || is_barred() || self.is_one_here.swap(true, Ordering::Acquire) {
-            return None;
-        }
-        Some(Guest(self))
+        let may_come = self.may_come() && !self.is_one_here.swap(true, Ordering::Acquire);
+        may_come.then(|| Guest(self))
     }
 
     fn note_turn(&self, took: Duration) {
@@ -73,6 +74,9 @@ impl Drop for Guest<'_> {
         self.0.is_one_here.store(false, Ordering::Release);
     }
 }
+
+/// Where a shard is while somebody has its turn.
+type Place<'a, M> = MutexGuard<'a, Option<Turn<M>>>;
 
 /// A shard and its mails.
 ///
@@ -132,7 +136,7 @@ impl<M: Machine> Desk<M> {
     pub(super) fn bring_surely(&self, mail: Mail<M>) -> Result<(), NotTaken> {
         let put = self.inbox.put(mail)?;
         match put {
-            Put::TurnGiven if self.guests.are_welcome => self.take_given_turn(),
+            Put::TurnGiven if self.guests.may_come() => self.take_given_turn(),
             _ => self.wake(put),
         }
         Ok(())
@@ -144,31 +148,43 @@ impl<M: Machine> Desk<M> {
         }
     }
 
+    /// Takes the turn of the thread as its guest, unless somebody else is at it.
     fn take_given_turn(&self) {
-        let due = self.take_turn();
-        self.inbox.give_back(due);
+        match self.turn.try_lock() {
+            Ok(turn) => {
+                let due = self.take_turn(turn, Who::Guest);
+                self.inbox.give_back(due);
+            }
+            Err(TryLockError::WouldBlock) => self.inbox.wake(),
+            Err(TryLockError::Poisoned(_)) => {
+                panic!("whoever panics with a shard ends the process")
+            }
+        }
     }
 
     /// Takes a turn. Returns when the next one is due; none if the shard's thread has to see to the
     /// shard's end.
-    fn take_turn(&self) -> Option<Instant> {
+    fn take_turn(&self, mut turn: Place<'_, M>, who: Who) -> Option<Instant> {
         let _bomb = AbortOnPanic;
-        let mut turn = self.turn.lock().expect("whoever panics with a shard ends the process");
         let turn = turn.as_mut().filter(|turn| !turn.is_over())?;
         let started = Instant::now();
-        turn.take(&self.inbox);
+        turn.take(&self.inbox, who);
         self.guests.note_turn(started.elapsed());
         (!turn.is_over()).then(|| turn.due())
     }
 
+    fn lock(&self) -> Place<'_, M> {
+        self.turn.lock().expect("whoever panics with a shard ends the process")
+    }
+
     /// The loop of the shard's thread: works until the host stops or the disk fails.
     pub(super) fn work(&self, turn: Turn<M>) {
-        *self.turn.lock().expect("nobody works here yet") = Some(turn);
-        while let Some(due) = self.take_turn() {
+        *self.lock() = Some(turn);
+        while let Some(due) = self.take_turn(self.lock(), Who::Thread) {
             self.inbox.wait(due);
         }
         let _bomb = AbortOnPanic;
-        let turn = self.turn.lock().expect("whoever panics with a shard ends the process").take();
+        let turn = self.lock().take();
         self.inbox.close();
         if let Some(turn) = turn {
             turn.end();

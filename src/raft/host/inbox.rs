@@ -48,6 +48,8 @@ struct State<T> {
     sleeps_until: Option<Instant>,
     /// Somebody was given the turn of the sleeping thread, or the thread is being woken.
     is_given: bool,
+    /// Somebody left work while the thread was about to sleep.
+    is_restless: bool,
 }
 
 impl<T> Inbox<T> {
@@ -60,6 +62,7 @@ impl<T> Inbox<T> {
             blocked: 0,
             sleeps_until: None,
             is_given: false,
+            is_restless: false,
         };
         let (state, roused, emptied) = (Mutex::new(state), Condvar::new(), Condvar::new());
         Self { mails_max, state, roused, emptied }
@@ -113,6 +116,8 @@ impl<T> Inbox<T> {
         let is_early = |until: Instant| due.is_none_or(|due| due < until);
         let is_needed = state.sleeps_until.is_some_and(is_early) || !state.mails.is_empty();
         state.is_given = is_needed;
+        // It may have made up its mind about when to wake up before.
+        state.is_restless = state.sleeps_until.is_none();
         drop(state);
         if is_needed {
             self.wake();
@@ -136,7 +141,7 @@ impl<T> Inbox<T> {
     pub(super) fn wait(&self, due: Instant) {
         let mut state = self.lock();
         let left = due.saturating_duration_since(Instant::now());
-        if !state.mails.is_empty() || left.is_zero() {
+        if mem::take(&mut state.is_restless) || !state.mails.is_empty() || left.is_zero() {
             return;
         }
         (state.sleeps_until, state.is_given) = (Some(due), false);
@@ -241,6 +246,14 @@ mod tests {
                 sleeper.join().unwrap();
             });
         }
+    }
+
+    #[test]
+    fn the_thread_looks_again_if_a_turn_came_back_while_it_was_awake() {
+        let inbox = Inbox::<u32>::new(9);
+        inbox.give_back(Some(later()));
+        inbox.wait(later());
+        inbox.wait(Instant::now());
     }
 
     #[test]

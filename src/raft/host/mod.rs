@@ -299,8 +299,15 @@ where
             }
             bundles[shard_of(envelope.group, self.desks.len())].push(envelope);
         }
+        // Where several shards have news, none of them waits for the turn of another.
+        let is_for_one = bundles.iter().filter(|bundle| !bundle.is_empty()).count() == 1;
         for (desk, bundle) in self.desks.iter().zip(bundles) {
-            if !bundle.is_empty() && desk.bring(Mail::Envelopes(bundle)).is_err() {
+            if bundle.is_empty() {
+                continue;
+            }
+            let mail = Mail::Envelopes(bundle);
+            let brought = if is_for_one { desk.bring(mail) } else { desk.leave(mail) };
+            if brought.is_err() {
                 self.counters.bundle_dropped();
             }
         }
@@ -370,15 +377,24 @@ fn shard_of(group: LogId, shards: usize) -> usize {
 /// Tells each shard which of its tokens are done.
 fn report_to<M: Machine>(desks: Vec<Arc<Desk<M>>>) -> impl Fn(storage::Result<&[u64]>) {
     move |round| {
-        for (n, desk) in desks.iter().enumerate() {
-            let own = round.clone().map(|tokens| {
+        let of_shard = |n: usize| {
+            round.clone().map(|tokens| {
                 let is_own = |token: &&u64| *token >> TOKEN_BITS == n as u64;
                 tokens.iter().filter(is_own).copied().collect::<Vec<_>>()
-            });
-            if !matches!(&own, Ok(tokens) if tokens.is_empty()) {
-                // A shard that is gone waits for nothing.
-                let _ = desk.bring_surely(Mail::Synced(own));
-            }
+            })
+        };
+        let is_news =
+            |own: &storage::Result<Vec<u64>>| own.as_ref().map_or(true, |t| !t.is_empty());
+        let news = desks.iter().enumerate().map(|(n, desk)| (desk, of_shard(n)));
+        let news: Vec<_> = news.filter(|(_, own)| is_news(own)).collect();
+        // Where several shards have news, none of them waits for the turn of another.
+        let is_for_one = news.len() == 1;
+        for (desk, own) in news {
+            let mail = Mail::Synced(own);
+            let brought =
+                if is_for_one { desk.bring_surely(mail) } else { desk.leave_surely(mail) };
+            // A shard that is gone waits for nothing.
+            let _ = brought;
         }
     }
 }

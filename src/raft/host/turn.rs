@@ -29,6 +29,15 @@ const STEPS_MAX: usize = 4;
 /// How often idle logs are tended and full disks tried again.
 const TEND_MS: u64 = 100;
 
+/// Who takes a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// The shard's own thread.
+    Thread,
+    /// Another one, which has to get away soon.
+    Guest,
+}
+
 /// Something to be read where waiting for a disk is allowed.
 pub(super) struct ColdJob {
     pub(super) shard: usize,
@@ -50,13 +59,16 @@ impl ColdJob {
     pub(super) fn read<M: Machine>(&self) -> Option<Input<M>> {
         let input = match self.what {
             Wanted::Entries(read) => {
-                let entries = read_cold(&self.reader, &read, Access::MayBlock);
-                let entries = entries.unwrap_or_else(|error| {
-                    tracing::warn!(group = %read.group, %error, "a follower cannot be caught up");
-                    Vec::new()
-                });
                 let (group, first_index) = (read.group, read.first_index);
-                Input::Fetched { group, first_index, entries: Some(entries) }
+                let entries = match read_cold(&self.reader, &read, Access::MayBlock) {
+                    Ok(entries) => Some(entries),
+                    Err(error) => {
+                        tracing::warn!(%group, %error, "a follower cannot be caught up");
+                        // Anything else may pass.
+                        matches!(error, storage::Error::Corrupt(_)).then(Vec::new)
+                    }
+                };
+                Input::Fetched { group, first_index, entries }
             }
             Wanted::Base(group) => {
                 let base = read_base(&self.reader).unwrap_or_else(|error| {
@@ -99,6 +111,8 @@ pub(super) struct Turn<M: Machine> {
     next_tend_ms: u64,
     is_stopping: bool,
     has_failed: bool,
+    /// A guest has left to the thread what may have to wait for the disk.
+    owes: bool,
 }
 
 impl<M: Machine> Turn<M> {
@@ -135,15 +149,16 @@ impl<M: Machine> Turn<M> {
             next_tend_ms: 0,
             is_stopping: false,
             has_failed: false,
+            owes: false,
         }
     }
 
     /// Takes a turn: works on all mails there are, on what is due, and on what comes of it at once.
-    pub(super) fn take(&mut self, inbox: &Inbox<Mail<M>>) {
+    pub(super) fn take(&mut self, inbox: &Inbox<Mail<M>>, who: Who) {
         for _ in 0..STEPS_MAX {
-            let result = self.step(inbox);
+            let result = self.step(inbox, who);
             self.note(result);
-            if self.inputs.is_empty() || self.is_over() {
+            if self.inputs.is_empty() || self.is_over() || self.owes {
                 return;
             }
         }
@@ -156,7 +171,7 @@ impl<M: Machine> Turn<M> {
 
     /// When the next turn is due though nobody brings a mail.
     pub(super) fn due(&self) -> Instant {
-        let has_more = !self.inputs.is_empty();
+        let has_more = !self.inputs.is_empty() || self.owes;
         let due_ms = self.shard.next_tick_ms().min(self.next_tend_ms.max(1));
         self.started + Duration::from_millis(if has_more { 0 } else { due_ms })
     }
@@ -179,20 +194,39 @@ impl<M: Machine> Turn<M> {
         }
     }
 
-    fn step(&mut self, inbox: &Inbox<Mail<M>>) -> storage::Result<()> {
+    fn step(&mut self, inbox: &Inbox<Mail<M>>, who: Who) -> storage::Result<()> {
+        if self.owes {
+            // It comes before all that is to be done later.
+            return if who == Who::Thread { self.finish() } else { Ok(()) };
+        }
         self.take_mails(inbox)?;
-        let now = now(self.started);
-        self.shard.step(now, &mut self.inputs, &mut self.out);
+        self.shard.step(now(self.started), &mut self.inputs, &mut self.out);
         let persists = std::mem::take(&mut self.out.effects.persists);
         self.perform(persists)?;
         self.send();
         self.answer();
         self.read();
+        let effects = &self.out.effects;
+        let waits =
+            !effects.mends.is_empty() || !effects.faults.is_empty() || !self.closing.is_empty();
+        match who {
+            Who::Thread => self.finish(),
+            Who::Guest => {
+                self.owes = waits;
+                Ok(())
+            }
+        }
+    }
+
+    /// Does what may have to wait for the disk, and what is to be done now and then.
+    fn finish(&mut self) -> storage::Result<()> {
+        self.owes = false;
         self.mend()?;
         self.close_groups()?;
         self.follow_faults()?;
-        if now.monotonic_ms >= self.next_tend_ms {
-            self.next_tend_ms = now.monotonic_ms + TEND_MS;
+        let now_ms = now(self.started).monotonic_ms;
+        if now_ms >= self.next_tend_ms {
+            self.next_tend_ms = now_ms + TEND_MS;
             self.tend()?;
         }
         Ok(())
