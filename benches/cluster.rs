@@ -46,12 +46,7 @@ const SMALL_BYTES: usize = 100;
 
 fn main() {
     processes::play_a_part(&[(quorum::ROLE, quorum::play)]);
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(5))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = contest::of_servers();
     let mut board = Scoreboard::default();
     let place = Place::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

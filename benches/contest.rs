@@ -12,6 +12,17 @@ use serde_json::json;
 /// Names a file for the results, as JSON.
 const JSON: &str = "QUIPU_BENCH_JSON";
 
+/// Few long samples: servers that write to a disk have a bad second now and then.
+#[allow(dead_code, reason = "benches without servers take other samples")]
+pub(crate) fn of_servers() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(5))
+        .without_plots()
+        .configure_from_args()
+}
+
 /// What is compared, and what one lap of it does.
 pub(crate) struct Contest {
     /// First part of the benchmark ids.

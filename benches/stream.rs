@@ -1,8 +1,12 @@
 //! Streams of batches to and from a server, Quipu's or a bare one: the same client for both.
 
+#[path = "../src/cli/bench/noise.rs"]
+mod noise;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+pub(crate) use noise::noise;
 use quipu::batch::{BatchBuilder, Codec, Limits, Record, payload_crc};
 use quipu::proto::server as api;
 use quipu::proto::server::log_service_client::LogServiceClient;
@@ -35,18 +39,6 @@ pub(crate) fn batch() -> Bytes {
     let batch = builder.build(Codec::None).expect("the batch is within the limits");
     assert_eq!(batch.len(), BATCH_BYTES, "a batch has another length than the floor's");
     batch
-}
-
-/// Bytes that do not compress, the same in every run (xorshift).
-pub(crate) fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    };
-    (0..bytes).map(|_| next()).collect()
 }
 
 /// A client over one connection, with the settings of Quipu's own clients.

@@ -5,6 +5,9 @@
 //! says `ready`. For each number that it then reads from stdin it publishes so many records, and
 //! says how many nanoseconds that took until the last one was acknowledged. It ends with stdin.
 
+#[path = "../../../src/cli/bench/noise.rs"]
+mod noise;
+
 use std::collections::VecDeque;
 use std::future::IntoFuture as _;
 use std::io::{BufRead as _, Write as _};
@@ -33,7 +36,7 @@ async fn main() -> anyhow::Result<()> {
     let (record_bytes, in_flight) = (record_bytes.parse()?, in_flight.parse()?);
     let servers: Vec<&str> = servers.split(',').collect();
     let leader = make_stream(&servers).await?;
-    let record = noise(record_bytes);
+    let record = Bytes::from(noise::noise(record_bytes));
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         let count = line?.trim().parse()?;
@@ -117,16 +120,4 @@ async fn acknowledged(waiting: &mut VecDeque<PublishAckFuture>) -> anyhow::Resul
         oldest.into_future().await.context("a record was not acknowledged")?;
     }
     Ok(())
-}
-
-/// Bytes that do not compress, the same in every run (xorshift).
-fn noise(bytes: usize) -> Bytes {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    };
-    (0..bytes).map(|_| next()).collect()
 }

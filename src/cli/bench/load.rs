@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::task::JoinHandle;
 
 use super::Plan;
+use super::noise::noise;
 use super::report::{Latencies, Report};
 use crate::batch::Record;
 use crate::cli::remote;
@@ -167,16 +168,4 @@ impl Worker {
             sent.settle(intended, delivery.await);
         }
     }
-}
-
-/// Bytes that do not compress, the same in every run (xorshift).
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    };
-    (0..bytes).map(|_| next()).collect()
 }

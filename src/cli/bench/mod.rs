@@ -13,6 +13,7 @@ use crate::proto::client::CreateTopicRequest;
 
 mod commit;
 mod load;
+mod noise;
 mod report;
 mod tail;
 

@@ -10,6 +10,20 @@ async fn described(cluster: &Cluster, id: u64) -> Option<Node> {
     cluster.seen_by(1).await?.nodes.into_iter().find(|node| node.id == id)
 }
 
+/// Waits until the third node has gone, and everything that was there is on the fourth.
+async fn fourth_in_place_of_third(cluster: &Cluster) {
+    wait_for("an end of the third node", async || {
+        let is_there = described(cluster, 3).await.is_some();
+        (!is_there && described(cluster, 4).await.is_some()).then_some(())
+    })
+    .await;
+    for partition in partitions(cluster).await {
+        let mut replicas = partition.replicas.clone();
+        replicas.sort_unstable();
+        assert_eq!(replicas, [1, 2, 4], "{partition:?}");
+    }
+}
+
 async fn partitions(cluster: &Cluster) -> Vec<Partition> {
     cluster.client().describe_topic(TOPIC).await.unwrap().partitions
 }
@@ -77,16 +91,7 @@ async fn a_fourth_node_comes_and_an_old_one_leaves() {
     load.progress(50).await;
     assert_eq!(cluster.join().await, 4);
     cluster.run(&["cluster", "decommission", "3"]).await;
-    wait_for("an end of the old node", async || {
-        let is_there = described(&cluster, 3).await.is_some();
-        (!is_there && described(&cluster, 4).await.is_some()).then_some(())
-    })
-    .await;
-    for partition in partitions(&cluster).await {
-        let mut replicas = partition.replicas.clone();
-        replicas.sort_unstable();
-        assert_eq!(replicas, [1, 2, 4], "{partition:?}");
-    }
+    fourth_in_place_of_third(&cluster).await;
     load.progress(50).await;
     cluster.node(3).kill().await;
     load.progress(50).await;
@@ -114,14 +119,7 @@ async fn a_dead_node_is_replaced_and_a_live_one_is_not_taken_for_dead() {
     })
     .await;
     cluster.run(&take_out).await;
-    wait_for("a cluster without the dead node", async || {
-        let is_there = described(&cluster, 3).await.is_some();
-        let mut replicas: Vec<_> =
-            partitions(&cluster).await.into_iter().map(|partition| partition.replicas).collect();
-        replicas.iter_mut().for_each(|replicas| replicas.sort_unstable());
-        (!is_there && replicas.iter().all(|replicas| *replicas == [1, 2, 4])).then_some(())
-    })
-    .await;
+    fourth_in_place_of_third(&cluster).await;
     load.progress(50).await;
     load.stop().await.expect_all(&client).await;
 }
