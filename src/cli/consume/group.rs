@@ -16,7 +16,7 @@ use crate::cli::remote::about_group;
 use crate::client::{
     Assigned, Client, Commit, Error, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition,
 };
-use crate::proto::client::GroupPartition;
+use crate::proto::client::{ErrorReason, GroupPartition};
 
 /// How to be a member of a group.
 #[derive(Debug, clap::Args)]
@@ -235,7 +235,7 @@ impl Reader<'_> {
         self.output.flush()?;
         if self.commit_interval.is_some() {
             match self.consumer.commit_done().await {
-                Err(error @ Error::Precondition(_)) => eprintln!("not committed: {error}"),
+                Err(error) if is_of_another(&error) => eprintln!("not committed: {error}"),
                 outcome => outcome.context("committing offsets")?,
             }
         }
@@ -248,6 +248,12 @@ impl Reader<'_> {
         self.consumer.mark_done();
         self.commit().await
     }
+}
+
+/// True if the partition, or the membership, is no longer ours.
+fn is_of_another(error: &Error) -> bool {
+    use ErrorReason::{IllegalGeneration, NotOwner, UnknownMember};
+    matches!(error.reason(), NotOwner | IllegalGeneration | UnknownMember)
 }
 
 fn list(partitions: &[TopicPartition]) -> String {

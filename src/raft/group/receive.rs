@@ -201,6 +201,8 @@ impl Group {
         if is_moving || self.hand_over(index) || index <= self.committed() {
             return;
         }
+        // DURABILITY: whoever the others elect has all that is committed. What this log alone holds
+        // behind the lost entry was acknowledged by no majority, and may go.
         self.incidents.stood_back += 1;
         self.stands_back_until_tick = self.ticks + 4 * self.config.election_ticks as u64;
         let term = self.term();

@@ -206,6 +206,8 @@ impl<M: Machine> Turn<M> {
         self.send();
         self.answer();
         self.read();
+        // DURABILITY: frames and answers of this step rest on what was stored before it, never on
+        // what is left to the thread.
         let effects = &self.out.effects;
         let waits =
             !effects.mends.is_empty() || !effects.faults.is_empty() || !self.closing.is_empty();

@@ -219,6 +219,7 @@ impl<M: Machine> Shard<M> {
             let damaged = mender.damaged.clone();
             // A replica that runs is refused what is older than the leader's log, or what that will
             // replace, which is not committed here. All others had their turn.
+            // DURABILITY: nothing of the log goes, and it is asked for again.
             let is_old = mender.asks_of_turn > others && envelope.commit <= committed;
             let cure = match &damaged {
                 Some(_) => Some(Cure::Cut),
