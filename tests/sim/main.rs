@@ -112,6 +112,12 @@ fn a_leader_without_an_entry_that_nobody_else_has_makes_room_for_another() {
     expect(613_466);
 }
 
+/// It had lost more before, and stood for that already.
+#[test]
+fn what_is_lost_again_is_covered_by_the_promise_for_what_was_lost_before() {
+    expect(1_890);
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");

@@ -122,12 +122,14 @@ fn check_standing(group: &Group) {
     }
 }
 
-/// What the journal says of a commit is about entries on this disk.
+/// What the journal says of a commit is about entries on this disk, or about some that were lost
+/// to damage and that the replica stands for until it has them again.
 fn check_recorded(group: &Group, journal: &Journal) {
     let Some(bytes) = journal.get(group.id(), FactKind::HardState) else { return };
     let recorded = HardState::decode(&bytes).expect("what was recorded can be read");
+    let promised = group.promise().map_or(0, |promise| promise.index);
     assert!(
-        recorded.commit <= group.persisted() && recorded.term <= group.term(),
+        recorded.commit <= group.persisted().max(promised) && recorded.term <= group.term(),
         "{group:?} has recorded {recorded:?}, {} are on disk",
         group.persisted()
     );
