@@ -117,12 +117,6 @@ impl History {
         self.events.lock().expect("no holder panics").push(event);
     }
 
-    pub(crate) fn fault(&self, what: impl Into<String>) {
-        let (at, what) = (self.now(), what.into());
-        println!("{:>9.3} {what}", at.as_secs_f64());
-        self.note(Event::Fault { at, what });
-    }
-
     pub(crate) fn breach(&self, what: impl Into<String>) {
         let (at, what) = (self.now(), what.into());
         println!("{:>9.3} BREACH: {what}", at.as_secs_f64());

@@ -22,6 +22,8 @@ mod checker;
 mod clients;
 mod cluster;
 mod faults;
+#[allow(unreachable_pub, dead_code, reason = "the tests of groups use the rest")]
+mod groups;
 mod history;
 #[path = "../crash/image.rs"]
 #[allow(dead_code, reason = "the tests of crashes use the rest")]

@@ -16,6 +16,7 @@ use crate::checker::{Last, Mark, Verdict, judge};
 use crate::clients::{Crowd, Forward, TOPIC, World, connect, fetch};
 use crate::cluster::{Cluster, PATIENCE};
 use crate::faults::{Fault, Schedule};
+use crate::groups::Trial;
 use crate::history::{self, Event, Poll};
 use crate::rng::Rng;
 
@@ -61,6 +62,8 @@ impl Run {
 
     async fn live(&self, cluster: &mut Cluster, rng: &mut Rng) -> Result<Option<Last>> {
         let crowd = Crowd::gather(&cluster.world, PLACES, rng);
+        let group = cluster.world.group.clone();
+        let trial = Trial::gather(group, PARTITIONS, rng.next(), self.time).await;
         let mut schedule = Schedule::new(Rng::new(rng.next()), self.only.clone());
         let until = Instant::now() + self.time;
         let mut struck = Ok(());
@@ -73,6 +76,7 @@ impl Run {
         };
         crowd.disperse().await;
         healed?;
+        self.judge_group(cluster, trial).await?;
         // What counts is on the disks.
         for place in cluster.places() {
             cluster.kill(place).await?;
@@ -82,6 +86,22 @@ impl Run {
         }
         cluster.wait_until_whole().await?;
         read_all(cluster).await.map(Some)
+    }
+}
+
+impl Run {
+    async fn judge_group(&self, cluster: &Cluster, trial: Trial) -> Result<()> {
+        let (verdict, told) = trial.disperse().await;
+        println!("the group: {verdict}");
+        for breach in &verdict.breaches {
+            let what = format!("the group: {:?}: {}", breach.rule, breach.why);
+            cluster.world.history.breach(what);
+        }
+        if let (Some(keep), Some(told)) = (&self.keep, told) {
+            fs::create_dir_all(keep.join(self.seed.to_string()))?;
+            fs::write(keep.join(self.seed.to_string()).join("group"), told)?;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 mod actor;
 mod checker;
 mod churn;
+mod crowd;
 mod expiry;
 mod history;
 mod judging;
@@ -11,5 +12,6 @@ mod moving;
 mod offsets;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod setup;
 mod steady;
 mod whole;

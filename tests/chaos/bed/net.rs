@@ -68,9 +68,13 @@ impl Net {
         let file = sys::open_tun(&device).context("make a network interface")?;
         let address = format!("{}/24", self.address(last));
         let mtu = PACKET_BYTES.to_string();
-        let within = |args: &[&str]| match namespace {
-            Some(name) => run("ip", &[&["-n", name], args].concat()),
-            None => run("ip", args),
+        // The program's own way into a namespace copies all mounts: a disk that loses its power
+        // meanwhile would live on there.
+        let enter = namespace.map(enter).unwrap_or_default();
+        let within = |args: &[&str]| {
+            let enter = enter.iter().map(String::as_str);
+            let words: Vec<_> = enter.chain(["ip"]).chain(args.iter().copied()).collect();
+            run(words[0], &words[1..])
         };
         if let Some(name) = namespace {
             run("ip", &["link", "set", "dev", &device, "netns", name])?;
@@ -92,8 +96,7 @@ impl Net {
 
     /// The command that runs a program in a place, before its name.
     pub(super) fn enter(&self, place: usize) -> Vec<String> {
-        let path = PathBuf::from("/run/netns").join(&self.names[place]);
-        vec!["nsenter".to_owned(), format!("--net={}", path.display())]
+        enter(&self.names[place])
     }
 
     /// Sets what becomes of packets from one end to another.
@@ -118,6 +121,11 @@ impl Drop for Net {
             let _ = run("ip", &["netns", "del", name]);
         }
     }
+}
+
+fn enter(namespace: &str) -> Vec<String> {
+    let path = PathBuf::from("/run/netns").join(namespace);
+    vec!["nsenter".to_owned(), format!("--net={}", path.display())]
 }
 
 fn run(program: &str, args: &[&str]) -> Result<()> {

@@ -15,10 +15,11 @@ use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) use self::fetchers::{Forward, fetch};
-use crate::history::History;
+use crate::groups;
+pub(crate) use crate::groups::TOPIC;
+use crate::history::{Event, History};
 use crate::rng::Rng;
 
-pub(crate) const TOPIC: &str = "cords";
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(10);
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 
@@ -28,6 +29,8 @@ pub(crate) struct World {
     pub(crate) partitions: u32,
     /// Where nodes listen for clients, by place; `None` where none lives.
     servers: RwLock<Vec<Option<String>>>,
+    /// What the members of the group share.
+    pub(crate) group: Arc<groups::World>,
     /// Records of each partition that a quorum has acknowledged so far.
     acknowledged: Vec<AtomicU64>,
     numbers: AtomicU32,
@@ -40,6 +43,7 @@ impl World {
             history: History::new(),
             partitions,
             servers: RwLock::new(vec![None; places]),
+            group: Arc::new(groups::World::new(vec![None; places])),
             acknowledged: (0..partitions).map(|_| AtomicU64::new(0)).collect(),
             numbers: AtomicU32::new(0),
             is_over: watch::Sender::new(false),
@@ -48,7 +52,25 @@ impl World {
 
     /// Says where the node of a place listens, if there is one.
     pub(crate) fn set_server(&self, place: usize, server: Option<String>) {
+        let address = server.as_ref().map(|server| server.parse().expect("it is an address"));
+        self.group.addresses.write().expect("no holder panics")[place] = address;
         self.servers.write().expect("no holder panics")[place] = server;
+    }
+
+    /// Takes note of a fault.
+    pub(crate) fn fault(&self, what: impl Into<String>) {
+        let (at, what) = (self.history.now(), what.into());
+        println!("{:>9.3} {what}", at.as_secs_f64());
+        groups::note_fault(&self.group, &what);
+        self.history.note(Event::Fault { at, what });
+    }
+
+    /// Takes note that all is as it was: since when, how long it took until every partition went
+    /// on, and which ones did not.
+    pub(crate) fn healed(&self, at: Duration, took: Duration, stuck: Vec<u32>) {
+        println!("{:>9.3} progress after {took:?}", at.as_secs_f64());
+        groups::note_fault(&self.group, "healed");
+        self.history.note(Event::Healed { at, took, stuck });
     }
 
     fn server(&self, place: usize) -> Option<String> {

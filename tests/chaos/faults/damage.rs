@@ -112,7 +112,7 @@ impl Schedule {
             let at = at as u64 + self.rng.below(needle.len() as u64);
             let len = if self.rng.chance(700) { 1 } else { self.rng.between(2, 200) };
             let what = format!("Damage: {value:?} at {place}, {len} bytes at {at} of {path:?}");
-            cluster.world.history.fault(what);
+            cluster.world.fault(what);
             let file = fs::File::options().read(true).write(true).open(path)?;
             let end = file.metadata()?.len();
             for at in at..(at + len).min(end) {
@@ -133,7 +133,7 @@ impl Schedule {
             let mut bytes = fs::read(path)?;
             let end = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
             let at = self.rng.below(end as u64 + 1) as usize;
-            cluster.world.history.fault(format!("Damage: a bit at {at} of {path:?}"));
+            cluster.world.fault(format!("Damage: a bit at {at} of {path:?}"));
             if let Some(byte) = bytes.get_mut(at) {
                 *byte ^= 1 << self.rng.below(8);
             }

@@ -91,7 +91,7 @@ async fn move_some(
         if !schedule.rng.chance(300) || !partition.replicas.contains(&old_id) {
             continue;
         }
-        cluster.world.history.fault(format!("Move: partition {}", partition.partition));
+        cluster.world.fault(format!("Move: partition {}", partition.partition));
         let swap = |id: &u64| if *id == old_id { new_id } else { *id };
         let replicas = partition.replicas.iter().map(swap).collect();
         cluster.client().move_partition(TOPIC, partition.partition, replicas).await?;

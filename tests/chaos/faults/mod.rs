@@ -14,7 +14,6 @@ use tokio::time::sleep;
 
 use crate::bed::{End, Weather};
 use crate::cluster::Cluster;
-use crate::history::Event;
 use crate::rng::Rng;
 
 /// How long after a heal the schedule waits for progress before it goes on without.
@@ -205,8 +204,7 @@ impl Schedule {
             }
         }
         let took = started.elapsed();
-        println!("{:>9.3} progress after {took:?}", at.as_secs_f64());
-        cluster.world.history.note(Event::Healed { at, took, stuck });
+        cluster.world.healed(at, took, stuck);
         Ok(())
     }
 
@@ -424,5 +422,5 @@ impl Schedule {
 
 /// Takes note of a fault.
 fn note(cluster: &Cluster, fault: Fault, places: &[usize]) {
-    cluster.world.history.fault(format!("{fault:?}: places {places:?}"));
+    cluster.world.fault(format!("{fault:?}: places {places:?}"));
 }

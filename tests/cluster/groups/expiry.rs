@@ -11,10 +11,8 @@ use quipu::proto::client::{
     offset_commit_outcome::Outcome,
 };
 
-use super::member::{
-    GROUP, Groups, Member, TOPIC, channel, create_topic, group, groups, produce, produce_through,
-    producer, reason,
-};
+use super::member::{GROUP, Groups, Member, TOPIC, group, reason};
+use super::setup::{channel, create_topic, groups, produce, produce_through, producer};
 use crate::support::{Cluster, wait_for};
 
 const OTHER: &str = "h";

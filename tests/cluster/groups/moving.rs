@@ -7,9 +7,8 @@ use quipu::proto::client::{
     LostReason, OffsetCommit, offset_commit_outcome::Outcome,
 };
 
-use super::member::{
-    GROUP, Member, TOPIC, a_moment, create_topic, group, groups, outcome, produce, reason,
-};
+use super::member::{GROUP, Member, TOPIC, a_moment, group, outcome, reason};
+use super::setup::{create_topic, groups, produce};
 use crate::support::Cluster;
 
 async fn cluster_of(nodes: u64, partitions: u32) -> Cluster {

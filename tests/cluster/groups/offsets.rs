@@ -10,9 +10,8 @@ use quipu::proto::client::{
     offset_commit_outcome::Outcome,
 };
 
-use super::member::{
-    GROUP, Groups, Member, TOPIC, create_topic, group, groups, outcome, produce, reason,
-};
+use super::member::{GROUP, Groups, Member, TOPIC, group, outcome, reason};
+use super::setup::{create_topic, groups, produce};
 use quipu::partition::{Command, GroupId, ResetOffsets};
 
 use crate::support::{Cluster, wait_for};

@@ -8,9 +8,8 @@ use quipu::proto::client::consume_request::Message as Told;
 use quipu::proto::client::consume_response::Message as Tell;
 use quipu::proto::client::{ConsumeCredit, ConsumeLeave};
 
-use super::member::{
-    GROUP, Member, TOPIC, create_topic, group, groups, produce, produce_through, producer,
-};
+use super::member::{GROUP, Member, TOPIC, group};
+use super::setup::{create_topic, groups, produce, produce_through, producer};
 use crate::support::Cluster;
 
 const PARTITIONS: u32 = 12;

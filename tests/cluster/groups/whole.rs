@@ -5,9 +5,8 @@ use quipu::proto::client::{
     CreateGroupRequest, DeleteGroupRequest, DescribeGroupRequest, GroupPlace, ListGroupsRequest,
 };
 
-use super::member::{
-    GROUP, Member, TOPIC, channel, create_topic, group, groups, outcome, produce, reason,
-};
+use super::member::{GROUP, Member, TOPIC, group, outcome, reason};
+use super::setup::{channel, create_topic, groups, produce};
 use crate::support::{Cluster, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
