@@ -276,12 +276,14 @@ impl Producers {
             return Err(Refusal::ReservedProducerId);
         }
         let producer_epoch = self.producer_epoch_after(producer_id, take_over)?;
+        let ended = self.by_id.get(&producer_id).filter(|_| take_over);
+        let ended_sequence = ended.map(Producer::next_sequence);
         if self.by_id.contains_key(&producer_id) {
             *self.touch(producer_id, now_ms) = Producer::new(producer_epoch, now_ms);
         } else {
             self.introduce(producer_id, Producer::new(producer_epoch, now_ms));
         }
-        Ok(Reply::ProducerInitialized { producer_id, producer_epoch })
+        Ok(Reply::ProducerInitialized { producer_id, producer_epoch, ended_sequence })
     }
 
     /// The producer epoch that an init gives.

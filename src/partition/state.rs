@@ -103,6 +103,9 @@ pub enum Reply {
         producer_id: u64,
         /// The producer epoch it has from here on.
         producer_epoch: u16,
+        /// The sequence number that would have come next in the producer epoch before this one:
+        /// nothing from there on is stored. `None` for a new producer.
+        ended_sequence: Option<u32>,
     },
     /// The group's position stands.
     OffsetCommitted {

@@ -64,7 +64,7 @@ impl Replica {
     fn init(&mut self, producer_id: u64, take_over: bool) -> Result<u16, Refusal> {
         let command = Command::InitProducer(InitProducer { producer_id, take_over });
         match self.command(&command)? {
-            Reply::ProducerInitialized { producer_id: id, producer_epoch } => {
+            Reply::ProducerInitialized { producer_id: id, producer_epoch, .. } => {
                 assert_eq!(id, producer_id);
                 Ok(producer_epoch)
             }

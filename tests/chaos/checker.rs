@@ -232,8 +232,8 @@ impl Checker {
             (Outcome::Acknowledged(_), Promise::Weak) => {
                 (&mut verdict.weakly_acknowledged, Fate::Weakly)
             }
-            (Outcome::Refused, _) => (&mut verdict.refused, Fate::Refused),
-            (Outcome::Unknown, _) => (&mut verdict.unknown, Fate::Unknown),
+            (Outcome::Refused(_), _) => (&mut verdict.refused, Fate::Refused),
+            (Outcome::Unknown(_), _) => (&mut verdict.unknown, Fate::Unknown),
         };
         *counter += append.values.len() as u64;
         for value in &append.values {
@@ -446,7 +446,7 @@ fn acknowledged(events: &[Event]) -> impl Iterator<Item = (&Append, &[(Value, u6
     events.iter().filter_map(|event| match event {
         Event::Append(append) if append.promise == Promise::Quorum => match &append.outcome {
             Outcome::Acknowledged(stored) => Some((append, stored.as_slice())),
-            Outcome::Refused | Outcome::Unknown => None,
+            Outcome::Refused(_) | Outcome::Unknown(_) => None,
         },
         _ => None,
     })

@@ -41,19 +41,32 @@ pub(crate) struct Node {
     process: Option<Child>,
 }
 
+impl Node {
+    /// The number of its process, if it runs.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+}
+
 /// The nodes by place; some places are empty.
 pub(crate) struct Cluster {
     pub(crate) bed: Bed,
     pub(crate) world: Arc<World>,
     nodes: Vec<Option<Node>>,
     last_id: u64,
+    bug: Option<String>,
 }
 
 impl Cluster {
     /// Starts a node in all places but the last, and makes them one cluster with one topic.
-    pub(crate) async fn start(bed: Bed, places: usize, world: Arc<World>) -> Result<Self> {
+    pub(crate) async fn start(
+        bed: Bed,
+        places: usize,
+        world: Arc<World>,
+        bug: Option<String>,
+    ) -> Result<Self> {
         let nodes = (0..places).map(|_| None).collect();
-        let mut cluster = Self { bed, world, nodes, last_id: 0 };
+        let mut cluster = Self { bed, world, nodes, last_id: 0, bug };
         for place in 0..places - 1 {
             cluster.settle(place, false);
         }
@@ -137,6 +150,9 @@ impl Cluster {
             if name.to_string_lossy().starts_with("QUIPU_") {
                 command.env_remove(name);
             }
+        }
+        if let Some(bug) = &self.bug {
+            command.env("QUIPU_PLANTED_BUG", bug);
         }
         let process = command.spawn().context("start a node")?;
         self.node(place).process = Some(process);

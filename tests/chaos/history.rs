@@ -24,10 +24,10 @@ pub(crate) enum Promise {
 pub(crate) enum Outcome {
     /// Stored, by value and offset.
     Acknowledged(Vec<(Value, u64)>),
-    /// Nothing was done.
-    Refused,
-    /// They may be stored or not.
-    Unknown,
+    /// Nothing was done, and why.
+    Refused(String),
+    /// They may be stored or not, and why.
+    Unknown(String),
 }
 
 /// Records that were sent together.
@@ -138,12 +138,14 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = Duration::as_secs_f64;
         match self {
-            Self::Append(Append { invoked, ended, partition, values, outcome, .. }) => {
+            Self::Append(Append {
+                invoked, ended, partition, promise, values, outcome, ..
+            }) => {
                 let (Some(first), Some(last)) = (values.first(), values.last()) else {
                     return write!(f, "nothing sent");
                 };
                 write!(f, "{:.6} {:.6} append p{partition} ", seconds(invoked), seconds(ended))?;
-                write!(f, "{}:{}..={} ", first.producer, first.counter, last.counter)?;
+                write!(f, "{}:{}..={} {promise:?} ", first.producer, first.counter, last.counter)?;
                 match outcome {
                     Outcome::Acknowledged(at) => {
                         let offsets: Vec<_> = at.iter().map(|(_, offset)| offset).collect();

@@ -14,6 +14,10 @@ fn at(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+fn unknown() -> Outcome {
+    Outcome::Unknown(String::new())
+}
+
 fn value(counter: u64) -> Value {
     Value { producer: 1, counter }
 }
@@ -104,9 +108,9 @@ fn second(poll: Poll) -> Event {
 #[test]
 fn nothing_is_wrong_with_a_good_history() {
     expect(&good(), &last([6, 0]), &[]);
-    let unknown = Event::Append(append(80, 6..8, Outcome::Unknown));
-    expect_with([unknown.clone()], 6, &[]);
-    expect_with([unknown, Event::Poll(poll(99, 6, &[6, 7]))], 8, &[]);
+    let sent = Event::Append(append(80, 6..8, unknown()));
+    expect_with([sent.clone()], 6, &[]);
+    expect_with([sent, Event::Poll(poll(99, 6, &[6, 7]))], 8, &[]);
 }
 
 #[test]
@@ -114,7 +118,7 @@ fn what_was_acknowledged_has_to_be_there() {
     expect(&good()[..4], &last([4, 0]), &[Rule::Lost]);
     let moved = Event::Append(stored(90, 6..7, 7));
     let reads = Event::Poll(poll(110, 6, &[6, 7]));
-    let other = Event::Append(append(90, 7..8, Outcome::Unknown));
+    let other = Event::Append(append(90, 7..8, unknown()));
     expect_with([moved, reads, other], 8, &[Rule::Moved]);
 }
 
@@ -125,13 +129,13 @@ fn a_record_is_there_once_and_in_order() {
         7,
         &[Rule::Moved, Rule::Duplicate, Rule::Reordered],
     );
-    let sent = Event::Append(append(80, 6..8, Outcome::Unknown));
+    let sent = Event::Append(append(80, 6..8, unknown()));
     expect_with([sent, Event::Poll(poll(99, 6, &[7, 6]))], 8, &[Rule::Reordered]);
 }
 
 #[test]
 fn a_record_of_unknown_outcome_may_come_twice_if_it_has_no_number() {
-    let sent = Append { is_idempotent: false, ..append(80, 6..7, Outcome::Unknown) };
+    let sent = Append { is_idempotent: false, ..append(80, 6..7, unknown()) };
     expect_with([Event::Append(sent), Event::Poll(poll(99, 6, &[6, 6]))], 8, &[]);
 }
 
@@ -153,12 +157,12 @@ fn nothing_is_left_out() {
 
 #[test]
 fn what_was_refused_or_never_sent_is_not_there() {
-    let refused = Event::Append(append(80, 6..7, Outcome::Refused));
+    let refused = Event::Append(append(80, 6..7, Outcome::Refused(String::new())));
     expect_with([refused, Event::Poll(poll(99, 6, &[6]))], 7, &[Rule::Refused]);
     expect_with([Event::Poll(poll(99, 6, &[6]))], 7, &[Rule::Phantom]);
     let damaged = Poll { records: vec![(0, None)], ..poll(99, 0, &[0]) };
     expect_with([second(damaged)], 6, &[Rule::Phantom]);
-    let elsewhere = Append { partition: 1, ..append(80, 6..7, Outcome::Unknown) };
+    let elsewhere = Append { partition: 1, ..append(80, 6..7, unknown()) };
     let events = [Event::Append(elsewhere), Event::Poll(poll(99, 6, &[6]))];
     expect_with(events, 7, &[Rule::Phantom]);
 }
@@ -167,13 +171,13 @@ fn what_was_refused_or_never_sent_is_not_there() {
 fn only_what_is_committed_is_read() {
     let beyond = Poll { high_watermark: Some(1), ..poll(90, 0, &[0, 1]) };
     expect_with([second(beyond)], 6, &[Rule::Dirty]);
-    let gone = Event::Append(append(80, 6..7, Outcome::Unknown));
+    let gone = Event::Append(append(80, 6..7, unknown()));
     expect_with([gone, Event::Poll(poll(99, 6, &[6]))], 6, &[Rule::Dirty]);
 }
 
 #[test]
 fn what_ended_before_comes_before() {
-    let sent = Append { is_idempotent: false, ..append(80, 6..7, Outcome::Unknown) };
+    let sent = Append { is_idempotent: false, ..append(80, 6..7, unknown()) };
     let early = Append { is_idempotent: false, ..stored(100, 7..8, 6) };
     let late = Append { is_idempotent: false, ..stored(80, 8..9, 7) };
     let reads = Event::Poll(poll(120, 6, &[7, 8]));

@@ -17,6 +17,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod abuse;
 mod bed;
 mod checker;
 mod clients;
@@ -25,12 +26,17 @@ mod faults;
 #[allow(unreachable_pub, dead_code, reason = "the tests of groups use the rest")]
 mod groups;
 mod history;
+#[path = "../rpc/http2.rs"]
+#[allow(dead_code, reason = "the tests of the API use the rest")]
+mod http2;
 #[path = "../crash/image.rs"]
 #[allow(dead_code, reason = "the tests of crashes use the rest")]
 mod image;
 mod judging;
 #[path = "../crash/kernel.rs"]
 mod kernel;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 #[path = "../sim/rng.rs"]
 #[allow(unreachable_pub, reason = "the simulation shares it")]
 mod rng;
@@ -64,7 +70,7 @@ async fn runs(count: u64, seconds: u64) {
     for seed in first..first + count {
         println!("QUIPU_CHAOS_SEED={seed} for {seconds} s");
         let (time, only, keep) = (Duration::from_secs(seconds), only.clone(), keep.clone());
-        let verdict = Run { seed, time, only, keep }.run().await;
+        let verdict = Run { seed, time, only, keep, bug: None }.run().await;
         println!("QUIPU_CHAOS_SEED={seed}: {verdict}\n");
         if !verdict.breaches.is_empty() {
             failed.push(seed);

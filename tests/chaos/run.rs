@@ -21,10 +21,10 @@ use crate::history::{self, Event, Poll};
 use crate::rng::Rng;
 
 /// Three nodes, and room for one that comes in place of another.
-const PLACES: usize = 4;
-const PARTITIONS: u32 = 8;
+pub(crate) const PLACES: usize = 4;
+pub(crate) const PARTITIONS: u32 = 8;
 /// How soon every partition goes on after all is healed.
-const HEAL_MAX: Duration = Duration::from_secs(5);
+pub(crate) const HEAL_MAX: Duration = Duration::from_secs(5);
 /// The readers at the end have numbers of their own.
 const LAST_READERS: u32 = 1_000_000;
 
@@ -36,6 +36,8 @@ pub(crate) struct Run {
     pub(crate) only: Vec<Fault>,
     /// Where to keep what tells why a run failed.
     pub(crate) keep: Option<PathBuf>,
+    /// The bug that the servers have, if they were built to have one.
+    pub(crate) bug: Option<String>,
 }
 
 impl Run {
@@ -43,7 +45,7 @@ impl Run {
         let world = Arc::new(World::new(PARTITIONS, PLACES));
         let mut rng = Rng::new(self.seed);
         let bed = Bed::lay(PLACES, rng.next()).expect("a directory can be made");
-        let started = Cluster::start(bed, PLACES, world.clone()).await;
+        let started = Cluster::start(bed, PLACES, world.clone(), self.bug.clone()).await;
         let mut cluster = started.expect("a cluster starts where nothing is amiss");
         let last = self.live(&mut cluster, &mut rng).await;
         let last = last.unwrap_or_else(|why| {
@@ -106,7 +108,7 @@ impl Run {
 }
 
 /// Reads everything that each replica has.
-async fn read_all(cluster: &mut Cluster) -> Result<Last> {
+pub(crate) async fn read_all(cluster: &mut Cluster) -> Result<Last> {
     let client = cluster.client();
     let ends = client.list_offsets(TOPIC, Vec::new(), Start::Latest).await?;
     let mut last = Last { ends: vec![0; ends.len()], ..Last::default() };

@@ -426,6 +426,8 @@ impl LogService for Node {
         let new_id = state.next_producer_id;
         let producers = &mut state.partitions[request.partition as usize].producers;
         let producer_id = if request.producer_id == 0 { new_id } else { request.producer_id };
+        let known = producers.get(&request.producer_id);
+        let ended_sequence = known.map(|known| known.next_sequence);
         let producer_epoch = match producers.get(&request.producer_id) {
             Some(known) => known.producer_epoch + 1,
             None if request.producer_id == 0 => 0,
@@ -437,6 +439,7 @@ impl LogService for Node {
             producer_id,
             producer_epoch,
             next_sequence: 0,
+            ended_sequence,
         }))
     }
 }

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quipu::batch::Codec;
-use quipu::proto::server::{ErrorReason, FetchRequest, ProduceRequest};
+use quipu::proto::server::produce_stream_response::Outcome;
+use quipu::proto::server::{
+    ErrorReason, FetchRequest, InitProducerRequest, ProduceRequest, ProduceStreamRequest,
+    ProducerStamp,
+};
 use quipu::rpc::status::reason_of;
 use quipu::rpc::{FORWARD_HEADER, FORWARD_OFF, Limits};
 use tonic::{Code, Request, Status};
@@ -26,7 +30,11 @@ fn within<T>(message: T, timeout: Duration) -> Request<T> {
 }
 
 fn direct<T>(message: T) -> Request<T> {
-    let mut request = within(message, Duration::from_secs(2));
+    direct_within(message, Duration::from_secs(2))
+}
+
+fn direct_within<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = within(message, timeout);
     request.metadata_mut().insert(FORWARD_HEADER, FORWARD_OFF.parse().unwrap());
     request
 }
@@ -60,6 +68,29 @@ async fn without_a_majority_nothing_is_stored_and_old_records_are_read() {
     }
     let fetch = FetchRequest { topic: "t".into(), ..FetchRequest::default() };
     assert_eq!(client.fetch(fetch).await.unwrap().into_inner().next_offset, 1);
+}
+
+/// The leader cannot say "nothing was done" of a batch that it has in its log, even if it was asked
+/// once more after it had stopped leading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_a_leader_took_and_could_not_store_is_not_said_to_be_refused() {
+    let cluster = Cluster::found(3, Limits::default()).await;
+    cluster.topic("t", 1).await;
+    let leader = cluster.leader("t", 0).await;
+    let mut client = leader.client().await;
+    let init = InitProducerRequest { topic: "t".into(), ..InitProducerRequest::default() };
+    let known = client.init_producer(init).await.unwrap().into_inner();
+    for other in cluster.others("t", 0).await {
+        stop(other).await;
+    }
+    let (producer_id, producer_epoch) = (known.producer_id, known.producer_epoch);
+    let producer = Some(ProducerStamp { producer_id, producer_epoch, base_sequence: 0 });
+    let produce = Some(ProduceRequest { producer, ..request("t", 0, 1) });
+    let requests = tokio_stream::iter([ProduceStreamRequest { request_id: 1, produce }]);
+    let answers = client.produce_stream(direct_within(requests, Duration::from_secs(60))).await;
+    let answer = answers.unwrap().into_inner().message().await.unwrap().unwrap();
+    let Some(Outcome::Error(error)) = answer.outcome else { panic!("{answer:?}") };
+    assert_eq!(error.reason(), ErrorReason::OutcomeUnknown, "{error:?}");
 }
 
 /// Produces until it is refused, and returns how many were stored and why no more.

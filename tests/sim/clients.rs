@@ -338,7 +338,9 @@ impl Clients {
         match (task, response) {
             (
                 Task::Init,
-                Response::Followed(Reply::ProducerInitialized { producer_id, producer_epoch }),
+                Response::Followed(Reply::ProducerInitialized {
+                    producer_id, producer_epoch, ..
+                }),
             ) => {
                 client.producer =
                     Some(Producer { id: producer_id, producer_epoch, next_sequence: 0 });

@@ -144,7 +144,9 @@ impl Lane {
         let asked = tokio::time::timeout_at(deadline.into(), self.init_producer()).await;
         let answer = asked.unwrap_or_else(|_| Err(self.timed_out().into()));
         match answer {
-            Ok(identity) => self.window.set_identity(identity),
+            Ok((identity, ended)) => {
+                self.finish_all(|window| window.set_identity(identity, ended));
+            }
             Err(error) if error.reason() == ErrorReason::UnknownProducer => {
                 self.window.forget_identity();
             }
@@ -156,13 +158,15 @@ impl Lane {
         Ok(())
     }
 
-    async fn init_producer(&self) -> Result<ProducerStamp, Error> {
+    /// Returns the new identity, and the number at which those of the old one ended, if that can be
+    /// told.
+    async fn init_producer(&self) -> Result<(ProducerStamp, Option<u32>), Error> {
         let (topic, partition) = (&self.config.topic, self.partition());
         let request = InitProducerRequest {
             topic: topic.clone(),
             topic_id: self.topic_id.to_string(),
             partition,
-            producer_id: self.window.producer_id(),
+            producer_id: self.window.identity().map_or(0, |known| known.producer_id),
         };
         let target = Target::Leader { topic, partition };
         let call = self.client.call(Effect::Repeatable, target, |route, timeout| {
@@ -170,11 +174,18 @@ impl Lane {
             async move { route.log().init_producer(request).await }
         });
         let answer = call.await?;
-        Ok(ProducerStamp {
+        let identity = ProducerStamp {
             producer_id: answer.producer_id,
             producer_epoch: answer.producer_epoch,
             base_sequence: answer.next_sequence,
-        })
+        };
+        // An attempt whose answer was lost may have ended an epoch in between.
+        let follows = |known: &ProducerStamp| {
+            known.producer_id == identity.producer_id
+                && known.producer_epoch + 1 == identity.producer_epoch
+        };
+        let is_next = self.window.identity().is_some_and(follows);
+        Ok((identity, answer.ended_sequence.filter(|_| is_next)))
     }
 
     /// Opens a stream with as much as may be on its way in it already.

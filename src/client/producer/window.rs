@@ -6,8 +6,11 @@
 //! * A batch gets its sequence number when it is first sent. After its fate became unknown (the
 //!   stream broke before its answer) it is only ever sent again under the *same* number, which the
 //!   server recognizes.
-//! * A batch gets a *new* number only when every attempt at it was refused, and no batch before or
-//!   behind it is unknown: then the producer's place in the partition is made anew ("repair").
+//! * A batch gets a *new* number only when it is sure that no attempt at it was stored or will be,
+//!   and no batch before or behind it is unknown: then the producer's place in the partition is
+//!   made anew ("repair"). A number above the one that is due shows only that nothing was stored
+//!   *yet*: what was sent over an earlier stream may still arrive, until the repair keeps it out
+//!   and says where the numbers ended.
 //! * While a repair is pending, nothing is sent for the first time.
 //! * Without sequence numbers, one batch at a time is on its way, and one whose fate became unknown
 //!   is not sent again.
@@ -51,7 +54,8 @@ enum State {
     Waiting,
     /// Sent on the present stream under this request id.
     Sent(u64),
-    /// Refused for good under its stamp: the batch was not stored.
+    /// Refused for good under its stamp. If earlier attempts are unknown, these will be refused,
+    /// too, or have been stored since: the repair tells.
     Refused,
 }
 
@@ -143,14 +147,14 @@ impl Window {
 
     /// Whether an identity has to be asked for before anything else can be sent.
     pub(super) fn needs_identity(&self) -> bool {
-        let is_clear = self.entries.iter().all(|entry| !entry.is_sent() && !entry.is_unknown);
+        let is_clear = self.entries.iter().all(Entry::is_clear);
         let is_missing = self.identity.is_none() || self.needs_repair;
         self.is_idempotent && is_missing && is_clear && !self.entries.is_empty()
     }
 
-    /// The id whose earlier attempts a new identity has to keep out; 0 if there is none.
-    pub(super) fn producer_id(&self) -> u64 {
-        self.identity.as_ref().map_or(0, |identity| identity.producer_id)
+    /// The identity whose earlier attempts a new one has to keep out, if there is one.
+    pub(super) fn identity(&self) -> Option<&ProducerStamp> {
+        self.identity.as_ref()
     }
 
     /// Forgets an id that the partition does not know any more.
@@ -158,18 +162,30 @@ impl Window {
         self.identity = None;
     }
 
-    /// Takes a new identity. What was refused under the old one is sent under this one.
-    pub(super) fn set_identity(&mut self, identity: ProducerStamp) {
+    /// Takes a new identity. What is not stored under the old one is sent under this one; returned
+    /// is what may be. `ended` is the number at which those of the old one ended, if it is known.
+    pub(super) fn set_identity(
+        &mut self,
+        identity: ProducerStamp,
+        ended: Option<u32>,
+    ) -> Vec<Done> {
         assert!(
-            self.entries.iter().all(|entry| !entry.is_sent() && !entry.is_unknown),
+            self.entries.iter().all(Entry::is_clear),
             "a batch whose fate is unknown would get a new sequence number"
         );
+        let is_beyond =
+            |stamp: &ProducerStamp, ended: u32| stamp.base_sequence.wrapping_sub(ended) < 1 << 31;
+        let is_absent = |entry: &Entry| {
+            entry.stamp.as_ref().zip(ended).is_some_and(|(stamp, ended)| is_beyond(stamp, ended))
+        };
+        let failure = Failure::cut("whether an earlier attempt was stored cannot be told any more");
+        let open = self.take(|entry| entry.is_unknown && !is_absent(entry), &failure);
         for entry in &mut self.entries {
-            entry.state = State::Waiting;
-            entry.stamp = None;
+            (entry.state, entry.stamp, entry.is_unknown) = (State::Waiting, None, false);
         }
         self.identity = Some(identity);
         self.needs_repair = false;
+        open
     }
 
     /// Returns the next batch to send on the present stream, as sent.
@@ -222,9 +238,7 @@ impl Window {
             return Step::Restart(failure);
         }
         self.needs_repair |= self.is_idempotent;
-        // A number above the one that is due was not taken, whatever became of earlier attempts.
-        entry.is_unknown &= !is_ahead(&failure);
-        if entry.is_unknown {
+        if entry.is_unknown && !is_ahead(&failure) {
             return self.done(at, Err(Fate::Unknown(failure)));
         }
         if has_lost_its_place(&failure) {
@@ -281,6 +295,11 @@ impl Window {
 impl Entry {
     fn is_sent(&self) -> bool {
         matches!(self.state, State::Sent(_))
+    }
+
+    /// Whether a repair settles what became of it.
+    fn is_clear(&self) -> bool {
+        !self.is_sent() && (!self.is_unknown || self.state == State::Refused)
     }
 }
 

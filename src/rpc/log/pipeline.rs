@@ -83,6 +83,8 @@ struct Item {
     checked: Option<Box<Checked>>,
     /// One before it was sent again after this was: it may have been refused for that.
     is_overtaking: bool,
+    /// An earlier attempt at it ended without an answer.
+    may_be_stored: bool,
     /// An earlier attempt has stored it.
     is_duplicate: bool,
 }
@@ -238,7 +240,7 @@ impl Pipeline {
     fn fail(&mut self, log: LogId, ticket: Ticket, error: Error) {
         let way = Way::Failed(Some(error));
         let is_sent = !self.lanes.must_wait(log);
-        let item = Item { ticket, way, checked: None, is_overtaking: false, is_duplicate: false };
+        let item = Item { way, ..Item::new(ticket, None) };
         if let Some(item) = self.lanes.push(log, item, is_sent) {
             self.await_head(log, item);
         }
@@ -247,9 +249,7 @@ impl Pipeline {
     /// Sends a request on its way, or puts it behind those that wait.
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
-        let checked = Some(Box::new(checked));
-        let (way, is_overtaking, is_duplicate) = (Way::Waiting, false, false);
-        let mut item = Item { ticket, way, checked, is_overtaking, is_duplicate };
+        let mut item = Item::new(ticket, Some(Box::new(checked)));
         let is_sent =
             !self.lanes.must_wait(log) && send_fast(&self.context, &mut self.links, &mut item);
         if let Some(head) = self.lanes.push(log, item, is_sent) {
@@ -274,7 +274,9 @@ impl Pipeline {
         let mut settled = Some((item, produced));
         while let Some((item, produced)) = settled.take() {
             let produced = match produced {
-                Err(error) if is_worth_another(&item, &error) => return self.send_again(log, item),
+                Err(error) if is_worth_another(&item, &error) => {
+                    return self.send_again(log, item, error.effect());
+                }
                 Err(Error::Ask(AskError::NotLeader { .. })) => Err(self.context.not_leader(log)),
                 produced => produced,
             };
@@ -295,9 +297,10 @@ impl Pipeline {
         }
     }
 
-    fn send_again(&mut self, log: LogId, mut item: Item) {
+    fn send_again(&mut self, log: LogId, mut item: Item, before: Effect) {
         self.lanes.send_head_again(log).for_each(|behind| behind.is_overtaking = true);
         item.is_overtaking = false;
+        item.may_be_stored |= before == Effect::Unknown;
         item.way = slow_way(&self.context, &item);
         self.await_head(log, item);
     }
@@ -336,6 +339,11 @@ impl Pipeline {
 }
 
 impl Item {
+    fn new(ticket: Ticket, checked: Option<Box<Checked>>) -> Self {
+        let (is_overtaking, may_be_stored, is_duplicate) = (false, false, false);
+        Self { ticket, way: Way::Waiting, checked, is_overtaking, may_be_stored, is_duplicate }
+    }
+
     /// The outcome, if it is known already.
     fn try_outcome(&mut self) -> Option<Produced> {
         match &mut self.way {
@@ -435,9 +443,11 @@ fn open_link<'a>(
 
 /// A request of its own, which looks for the leader until the deadline.
 fn slow_way(context: &Context, item: &Item) -> Way {
-    let (context, call) = (context.clone(), item.ticket.call);
+    let (context, call, may_be_stored) = (context.clone(), item.ticket.call, item.may_be_stored);
     match item.checked.clone() {
-        Some(checked) => Way::Slow(Box::pin(async move { store(&context, &checked, call).await })),
+        Some(checked) => {
+            Way::Slow(Box::pin(async move { store(&context, &checked, call, may_be_stored).await }))
+        }
         None => Way::Failed(Some(Error::Unexpected("what was not checked is sent"))),
     }
 }

@@ -24,7 +24,7 @@ pub(super) async fn produce(
 ) -> Result<ProduceResponse, Error> {
     let _permit = context.enter()?;
     let checked = check(context, request).await?;
-    store(context, &checked, call).await
+    store(context, &checked, call, false).await
 }
 
 /// Checks a request, and may wait for what this node has to hear of before.
@@ -37,19 +37,21 @@ pub(super) async fn check(context: &Context, request: ProduceRequest) -> Result<
     }
 }
 
-/// Has a batch stored by whoever leads its partition.
+/// Has a batch stored by whoever leads its partition. `may_be_stored` if an earlier attempt at it
+/// ended without an answer: then no refusal says anything of that one.
 pub(super) async fn store(
     context: &Context,
     checked: &Checked,
     call: Call,
+    mut may_be_stored: bool,
 ) -> Result<ProduceResponse, Error> {
+    let known = |error, may_be_stored| if may_be_stored { Error::OutcomeUnknown } else { error };
     if call.time_left().is_zero() {
         // It waited too long for others to be tried at all.
-        return Err(Error::Overloaded);
+        return Err(known(Error::Overloaded, may_be_stored));
     }
     let mut pauses = Pauses::new();
     let mut hint = None;
-    let mut may_be_stored = false;
     loop {
         let error = match attempt(context, checked, call, hint).await {
             Ok(response) => return Ok(response),
@@ -62,11 +64,11 @@ pub(super) async fn store(
         };
         may_be_stored |= error.effect() == Effect::Unknown;
         if !is_worth_another {
-            return Err(error);
+            return Err(known(error, may_be_stored));
         }
         hint = error.leader().filter(|leader| hint != Some(*leader));
         if !pauses.pause(call.deadline).await {
-            return Err(if may_be_stored { Error::OutcomeUnknown } else { error });
+            return Err(known(error, may_be_stored));
         }
     }
 }

@@ -74,12 +74,13 @@ async fn init_here(
         };
         let command = InitProducer { producer_id, take_over: known != 0 };
         match handle.command(Command::InitProducer(command)).await {
-            Ok(Reply::ProducerInitialized { producer_id, producer_epoch }) => {
+            Ok(Reply::ProducerInitialized { producer_id, producer_epoch, ended_sequence }) => {
                 return Ok(InitProducerResponse {
                     topic_id: target.topic_id.to_string(),
                     producer_id,
                     producer_epoch: producer_epoch.into(),
                     next_sequence: 0,
+                    ended_sequence,
                 });
             }
             Ok(_) => return Err(Error::Unexpected("a producer is answered like a group")),

@@ -10,7 +10,7 @@ mod switch;
 mod sys;
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -103,6 +103,11 @@ impl Bed {
     /// The addresses of a place: for clients, for nodes, for metrics.
     pub(crate) fn addresses(&self, place: usize) -> &[String; 3] {
         &self.places[place].addresses
+    }
+
+    /// Where those who mean no good call from.
+    pub(crate) fn strangers(&self) -> Ipv4Addr {
+        self.net.as_ref().map_or(Ipv4Addr::new(127, 0, 0, 2), Net::strangers)
     }
 
     /// The data directory of a place.

@@ -11,8 +11,10 @@ use super::sys;
 
 /// Of the range that is set aside for tests of network devices.
 const RANGE: [u8; 2] = [198, 18];
-/// The last byte of the clients' address, and of the first place's.
 const CLIENTS: u8 = 1;
+/// Those who mean no good are behind the same interface, and have an address of their own.
+const STRANGERS: u8 = 2;
+/// The last byte of the first place's address.
 const FIRST: u8 = 11;
 
 /// One end of the network: a place, or all clients together.
@@ -48,6 +50,8 @@ impl Net {
         let number = (id % 250) as u8 + 1;
         let mut net = Self { names: Vec::new(), number, switch: None };
         let mut ports = vec![net.interface(CLIENTS, None)?];
+        let strangers = format!("{}/32", net.address(STRANGERS));
+        run("ip", &["addr", "add", &strangers, "dev", &net.device(CLIENTS)])?;
         for place in 0..places {
             let name = format!("quipu-{id}-{place}");
             run("ip", &["netns", "add", &name])?;
@@ -56,7 +60,8 @@ impl Net {
         }
         let place_of = move |[a, b, c, d]: [u8; 4]| {
             let is_ours = [a, b] == RANGE && c == number;
-            let port = if d == CLIENTS { Some(0) } else { d.checked_sub(FIRST - 1) };
+            let is_client = d == CLIENTS || d == STRANGERS;
+            let port = if is_client { Some(0) } else { d.checked_sub(FIRST - 1) };
             port.map(usize::from).filter(|port| is_ours && *port <= places)
         };
         net.switch = Some(Switch::start(ports, place_of, seed));
@@ -64,7 +69,7 @@ impl Net {
     }
 
     fn interface(&self, last: u8, namespace: Option<&str>) -> Result<std::fs::File> {
-        let device = format!("quipu{}-{last}", self.number);
+        let device = self.device(last);
         let file = sys::open_tun(&device).context("make a network interface")?;
         let address = format!("{}/24", self.address(last));
         let mtu = PACKET_BYTES.to_string();
@@ -83,6 +88,15 @@ impl Net {
         within(&["addr", "add", &address, "dev", &device])?;
         within(&["link", "set", "dev", &device, "mtu", &mtu, "up"])?;
         Ok(file)
+    }
+
+    fn device(&self, last: u8) -> String {
+        format!("quipu{}-{last}", self.number)
+    }
+
+    /// Where those who mean no good call from.
+    pub(super) fn strangers(&self) -> Ipv4Addr {
+        self.address(STRANGERS)
     }
 
     fn address(&self, last: u8) -> Ipv4Addr {

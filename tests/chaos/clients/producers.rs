@@ -101,11 +101,18 @@ async fn await_burst(
 ) {
     let promise = if kind.acks == Acks::Quorum { Promise::Quorum } else { Promise::Weak };
     let (mut stored, mut refused, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+    let mut why = String::new();
     for (value, delivery) in sent {
         match delivery.await {
             Ok(receipt) => stored.push((value, receipt.offset)),
-            Err(Error::Unavailable(_) | Error::Exhausted(_)) => refused.push(value),
-            Err(_) => unknown.push(value),
+            Err(error @ (Error::Unavailable(_) | Error::Exhausted(_))) => {
+                refused.push(value);
+                why = error.to_string();
+            }
+            Err(error) => {
+                unknown.push(value);
+                why = error.to_string();
+            }
         }
     }
     let ended = world.history.now();
@@ -115,8 +122,8 @@ async fn await_burst(
     let of_stored = stored.iter().map(|(value, _)| *value).collect();
     let outcomes = [
         (of_stored, Outcome::Acknowledged(stored)),
-        (refused, Outcome::Refused),
-        (unknown, Outcome::Unknown),
+        (refused, Outcome::Refused(why.clone())),
+        (unknown, Outcome::Unknown(why)),
     ];
     for (values, outcome) in outcomes.into_iter().filter(|(values, _)| !values.is_empty()) {
         let is_idempotent = kind.is_idempotent;
@@ -175,8 +182,9 @@ async fn call_once(
             world.count(partition, values.len() as u64);
             Outcome::Acknowledged(values.iter().copied().zip(base..).collect())
         }
-        Ok(Err(status)) if is_refusal(&status) => Outcome::Refused,
-        Ok(Err(_)) | Err(_) => Outcome::Unknown,
+        Ok(Err(status)) if is_refusal(&status) => Outcome::Refused(status.message().to_owned()),
+        Ok(Err(status)) => Outcome::Unknown(status.message().to_owned()),
+        Err(_) => Outcome::Unknown("no answer".to_owned()),
     };
     let is_good = matches!(outcome, Outcome::Acknowledged(_));
     let (promise, is_idempotent) = (Promise::Quorum, false);

@@ -26,7 +26,7 @@ fn identity(producer_id: u64) -> ProducerStamp {
 fn window(batches: u32) -> Window {
     let mut window = Window::new(8, true);
     (1..=batches).for_each(|records| window.push(batch(records)));
-    window.set_identity(identity(1));
+    assert!(window.set_identity(identity(1), None).is_empty());
     window
 }
 
@@ -117,7 +117,7 @@ fn a_forgotten_producer_takes_a_new_number_only_when_nothing_is_unknown() {
     assert!(send(&mut window).is_empty(), "nothing goes out for the first time");
     assert!(matches!(window.on_answer(1, forgotten()), Step::Wait));
     assert!(window.needs_identity());
-    window.set_identity(identity(2));
+    assert!(window.set_identity(identity(2), None).is_empty());
     let sent: Vec<_> = send(&mut window).into_iter().map(|(_, r, id, seq)| (r, id, seq)).collect();
     assert_eq!(sent, [("1".into(), 2, 0), ("2".into(), 2, 1), ("9".into(), 2, 3)]);
 }
@@ -151,10 +151,42 @@ fn a_refused_batch_leaves_a_hole_that_those_behind_it_survive() {
     assert_eq!((again[0].2, again[0].3), (1, 3));
     assert!(matches!(window.on_answer(again[0].0, Err(out_of_order(0, 3))), Step::Wait));
     assert!(window.needs_identity());
-    assert_eq!(window.producer_id(), 1, "earlier attempts are to be kept out");
-    window.set_identity(ProducerStamp { producer_epoch: 1, ..identity(1) });
+    let known = window.identity().map(|identity| identity.producer_id);
+    assert_eq!(known, Some(1), "earlier attempts are to be kept out");
+    let next = ProducerStamp { producer_epoch: 1, ..identity(1) };
+    assert!(window.set_identity(next, Some(0)).is_empty());
     let sent: Vec<_> = send(&mut window).into_iter().map(|(_, r, _, seq)| (r, seq)).collect();
     assert_eq!(sent, [("2".into(), 0), ("3".into(), 2)]);
+}
+
+/// A window whose second batch was sent twice: it was found to be ahead of what was due, while the
+/// first attempt may still be on its way.
+fn ahead() -> Window {
+    let mut window = window(2);
+    send(&mut window);
+    let step = window.on_answer(0, Err(refusal(ErrorReason::RecordTooLarge)));
+    assert!(matches!(done(step), Err(Fate::Refused(_))));
+    window.on_cut(&cut());
+    let again = send(&mut window);
+    assert!(matches!(window.on_answer(again[0].0, Err(out_of_order(0, 1))), Step::Wait));
+    window
+}
+
+#[test]
+fn a_batch_that_is_ahead_may_still_be_stored_until_the_repair() {
+    let mut expiring = ahead();
+    let later = Instant::now() + Duration::from_secs(61);
+    let given_up = expiring.expire(later, &cut()).remove(0);
+    assert_eq!(given_up.result, Err(Fate::Unknown(cut())));
+    let next = ProducerStamp { producer_epoch: 1, ..identity(1) };
+    // It was stored after it had been refused; it was not; nobody can tell.
+    for (ended, may_be_stored) in [(Some(3), true), (Some(1), false), (None, true)] {
+        let mut window = ahead();
+        let open = window.set_identity(next, ended);
+        assert_eq!(open.len(), usize::from(may_be_stored), "{ended:?}");
+        assert!(open.iter().all(|done| matches!(done.result, Err(Fate::Unknown(_)))));
+        assert_eq!(send(&mut window).len(), usize::from(!may_be_stored), "{ended:?}");
+    }
 }
 
 #[test]
@@ -173,7 +205,7 @@ fn an_unknown_batch_never_gets_a_new_number() {
     let mut window = window(1);
     send(&mut window);
     window.on_cut(&cut());
-    window.set_identity(identity(2));
+    window.set_identity(identity(2), Some(0));
 }
 
 #[test]
@@ -208,7 +240,7 @@ fn without_numbers_nothing_unknown_is_sent_again() {
 fn sequence_numbers_wrap() {
     let mut window = Window::new(8, true);
     (1..=2).for_each(|records| window.push(batch(records)));
-    window.set_identity(ProducerStamp { base_sequence: u32::MAX, ..identity(1) });
+    window.set_identity(ProducerStamp { base_sequence: u32::MAX, ..identity(1) }, None);
     let sent: Vec<_> = send(&mut window).into_iter().map(|(_, _, _, seq)| seq).collect();
     assert_eq!(sent, [u32::MAX, 0]);
     assert!(is_ahead(&out_of_order(u32::MAX, 0)));
