@@ -9,10 +9,9 @@ use tokio::time::sleep;
 use super::super::call::Call;
 use super::super::channels::group_client;
 use super::super::context::Context;
-use super::super::counters::Method;
 use super::super::error::Error;
 use super::super::status;
-use super::leaders;
+use super::leaders::{self, Kind};
 use crate::partition::{AskError, Command, Handle, Refusal, Reply};
 use crate::proto::internal::follow_outcome::Outcome;
 use crate::proto::internal::{self, FollowOutcome, FollowRequest, FollowResponse};
@@ -42,7 +41,7 @@ pub(super) async fn follow(
 ) -> Vec<Result<Followed, Error>> {
     let here = |handle: Handle, command| async move { follow_here(&handle, command).await };
     let there = |node, commands| follow_there(context, node, commands, call);
-    leaders::ask(context, Method::CommitOffsets, commands, call, here, there).await
+    leaders::ask(context, Kind::Command, commands, call, here, there).await
 }
 
 async fn follow_here(handle: &Handle, command: Command) -> Result<Followed, Error> {

@@ -13,12 +13,34 @@ use super::super::error::{Effect, Error};
 use crate::partition::Handle;
 use crate::types::{LogId, NodeId};
 
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Something that changes the partitions.
+    Command,
+    /// Something that does not.
+    Question,
+}
+
+impl Kind {
+    /// What forwarding it is counted for.
+    fn method(self) -> Method {
+        match self {
+            Self::Command => Method::CommitOffsets,
+            Self::Question => Method::FetchOffsets,
+        }
+    }
+}
+
 /// One question, until it is answered.
 struct Open<Q, A> {
     question: Q,
     log: LogId,
     hint: Option<NodeId>,
     answer: Option<Result<A, Error>>,
+    kind: Kind,
+    /// An attempt at a command ended without an answer.
+    may_be_done: bool,
 }
 
 impl<Q, A> Open<Q, A> {
@@ -31,20 +53,24 @@ impl<Q, A> Open<Q, A> {
     }
 
     fn take(&mut self, answer: Result<A, Error>) {
+        let effect = answer.as_ref().err().map(Error::effect);
+        self.may_be_done |= self.kind == Kind::Command && effect == Some(Effect::Unknown);
+        // That the last attempt did nothing says nothing of those before it.
+        let is_open = self.may_be_done && effect == Some(Effect::NotDone);
         let leader = answer.as_ref().err().and_then(Error::leader);
         self.hint = leader.filter(|leader| self.hint != Some(*leader));
-        self.answer = Some(answer);
+        self.answer = Some(if is_open { Err(Error::OutcomeUnknown) } else { answer });
     }
 }
 
 /// Asks each question where its partition is led: `here` of a replica on this node, `there` all
-/// those of another node at once, which is counted for `method`. What fails is asked again until
+/// those of another node at once. What fails is asked again until
 /// the call's deadline, so it has to be something that can be done twice.
 ///
 /// Returns an answer for each question, in their order.
 pub(super) async fn ask<Q, A, H, T>(
     context: &Context,
-    method: Method,
+    kind: Kind,
     questions: Vec<(LogId, Q)>,
     call: Call,
     here: impl Fn(Handle, Q) -> H,
@@ -55,11 +81,18 @@ where
     H: Future<Output = Result<A, Error>>,
     T: Future<Output = Result<Vec<Result<A, Error>>, Error>>,
 {
-    let open = |(log, question)| Open { question, log, hint: None, answer: None };
+    let open = |(log, question)| Open {
+        question,
+        log,
+        hint: None,
+        answer: None,
+        kind,
+        may_be_done: false,
+    };
     let mut all: Vec<Open<Q, A>> = questions.into_iter().map(open).collect();
     let mut pauses = Pauses::new();
     loop {
-        attempt(context, method, &mut all, call, &here, &there).await;
+        attempt(context, kind, &mut all, call, &here, &there).await;
         let is_over = !call.may_forward || !all.iter().any(Open::is_open);
         if is_over || !pauses.pause(call.deadline).await {
             break;
@@ -70,7 +103,7 @@ where
 
 async fn attempt<Q, A, H, T>(
     context: &Context,
-    method: Method,
+    kind: Kind,
     all: &mut [Open<Q, A>],
     call: Call,
     here: &impl Fn(Handle, Q) -> H,
@@ -93,7 +126,7 @@ async fn attempt<Q, A, H, T>(
         (n, timeout_at(call.deadline, asked).await.unwrap_or(Err(Error::OutcomeUnknown)))
     });
     let remote = remote.into_iter().map(|(node, places)| {
-        context.counters().forward(method);
+        context.counters().forward(kind.method());
         let questions = places.iter().map(|n| (all[*n].log, all[*n].question.clone()));
         let asked = there(node, questions.collect());
         async move {
@@ -138,5 +171,26 @@ fn name_leader(context: &Context, log: LogId, error: Error) -> Error {
     match error {
         Error::Ask(AskError::NotLeader { .. }) => context.not_leader(log),
         error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told of a question that failed for these reasons, one after the other.
+    fn told(kind: Kind, errors: impl IntoIterator<Item = Error>) -> Option<Error> {
+        let (log, hint, answer) = (LogId(uuid::Uuid::nil()), None, None);
+        let mut open = Open { question: (), log, hint, answer, kind, may_be_done: false };
+        errors.into_iter().for_each(|error| open.take(Err(error)));
+        open.answer.and_then(|answer: Result<(), Error>| answer.err())
+    }
+
+    #[test]
+    fn a_command_that_may_have_been_followed_is_not_said_to_be_refused() {
+        let unknown = || [Error::OutcomeUnknown, Error::NoLeader];
+        assert!(matches!(told(Kind::Command, unknown()), Some(Error::OutcomeUnknown)));
+        assert!(matches!(told(Kind::Question, unknown()), Some(Error::NoLeader)));
+        assert!(matches!(told(Kind::Command, [Error::NoLeader]), Some(Error::NoLeader)));
     }
 }

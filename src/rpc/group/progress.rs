@@ -5,11 +5,10 @@ use bytes::Bytes;
 use super::super::call::Call;
 use super::super::channels::group_client;
 use super::super::context::Context;
-use super::super::counters::Method;
 use super::super::error::Error;
 use super::super::log::read;
 use super::commands::{decode_error, encode_error, log_id};
-use super::leaders;
+use super::leaders::{self, Kind};
 use crate::partition::{GroupId, Handle};
 use crate::proto::internal::inspect_group_outcome::Outcome;
 use crate::proto::internal::{
@@ -30,7 +29,7 @@ pub(super) async fn inspect(
         async move { inspect_here(context, &handle, group, start).await }
     };
     let there = |node, places| inspect_there(context, node, group.clone(), places, call);
-    leaders::ask(context, Method::FetchOffsets, places, call, here, there).await
+    leaders::ask(context, Kind::Question, places, call, here, there).await
 }
 
 async fn inspect_here(
