@@ -8,6 +8,7 @@
 
 mod contest;
 mod nats;
+mod peers;
 mod place;
 #[allow(dead_code, reason = "another bench measures nodes alone")]
 mod processes;
@@ -22,7 +23,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use contest::{Contest, Scoreboard, median};
 use criterion::Criterion;
-use nats::Nats;
+use nats::Setup;
+use peers::Load;
 use place::Place;
 use processes::Nodes;
 use quipu::batch::{BatchBuilder, Codec, Limits, Record};
@@ -140,7 +142,9 @@ impl Bench<'_> {
         self.make_topic("spread", 4);
         let linger = ProducerConfig::new("").linger;
         let (one, four) = (self.producer("records", linger), self.producer("spread", linger));
-        let mut nats = Nats::start(root, RECORD_BYTES, RECORDS_IN_FLIGHT);
+        let (streams, connections, record_bytes) = (1, 1, RECORD_BYTES);
+        let load = Load { streams, connections, record_bytes, in_flight: RECORDS_IN_FLIGHT };
+        let mut nats = nats::start(root, Setup { replicas: 3, is_synced: true }, load);
         let one_lap = &mut || self.runtime.block_on(send_many(&one));
         let four_lap = &mut || self.runtime.block_on(send_many(&four));
         let parameters = format!("replicas=3/fsync/in-flight={RECORDS_IN_FLIGHT}/size=1KiB");
@@ -150,7 +154,7 @@ impl Bench<'_> {
         let mut sides: Vec<(&str, contest::Lap<'_>)> = Vec::new();
         if let Some(nats) = &mut nats {
             nats_lap = || nats.publish(RECORDS);
-            sides.push(("nats-r3-always", &mut nats_lap));
+            sides.push(("nats-r3-synced", &mut nats_lap));
         }
         sides.push(("quipu", one_lap));
         sides.push(("quipu-4-partitions", four_lap));

@@ -45,7 +45,8 @@ async fn look_for(bug: Bug, faults: &[Fault]) -> Option<(u64, Duration, Breach)>
             return None;
         }
         let (only, keep, bug) = (faults.to_vec(), None, Some(format!("{bug:?}")));
-        let verdict = Run { seed, time: RUN, only, keep, bug }.run().await;
+        let heal_max = Duration::from_secs(30);
+        let verdict = Run { seed, time: RUN, heal_max, only, keep, bug }.run().await;
         if let Some(breach) = verdict.breaches.into_iter().next() {
             return Some((seed - first + 1, started.elapsed(), breach));
         }

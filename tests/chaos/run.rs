@@ -23,8 +23,6 @@ use crate::rng::Rng;
 /// Three nodes, and room for one that comes in place of another.
 pub(crate) const PLACES: usize = 4;
 pub(crate) const PARTITIONS: u32 = 8;
-/// How soon every partition goes on after all is healed.
-pub(crate) const HEAL_MAX: Duration = Duration::from_secs(5);
 /// The readers at the end have numbers of their own.
 const LAST_READERS: u32 = 1_000_000;
 
@@ -32,6 +30,8 @@ pub(crate) struct Run {
     pub(crate) seed: u64,
     /// How long faults strike.
     pub(crate) time: Duration,
+    /// How soon every partition has to go on after all is healed.
+    pub(crate) heal_max: Duration,
     /// The faults to draw from; empty for all.
     pub(crate) only: Vec<Fault>,
     /// Where to keep what tells why a run failed.
@@ -44,7 +44,7 @@ impl Run {
     pub(crate) async fn run(&self) -> Verdict {
         let world = Arc::new(World::new(PARTITIONS, PLACES));
         let mut rng = Rng::new(self.seed);
-        let bed = Bed::lay(PLACES, rng.next()).expect("a directory can be made");
+        let bed = Bed::lay(PLACES, rng.next()).await.expect("a directory can be made");
         let started = Cluster::start(bed, PLACES, world.clone(), self.bug.clone()).await;
         let mut cluster = started.expect("a cluster starts where nothing is amiss");
         let last = self.live(&mut cluster, &mut rng).await;
@@ -53,7 +53,7 @@ impl Run {
             None
         });
         let events = world.history.take();
-        let verdict = judge(&events, PARTITIONS, last.as_ref(), HEAL_MAX);
+        let verdict = judge(&events, PARTITIONS, last.as_ref(), self.heal_max);
         if let Some(keep) = self.keep.as_ref().filter(|_| !verdict.breaches.is_empty()) {
             let keep = keep.join(self.seed.to_string());
             keep_all(&keep, &events, cluster.bed.root()).expect("the directory can be written");
@@ -87,13 +87,36 @@ impl Run {
             cluster.spawn(place)?;
         }
         cluster.wait_until_whole().await?;
-        read_all(cluster).await.map(Some)
+        let last = read_all(cluster).await?;
+        check_times(cluster, &last, rng).await?;
+        Ok(Some(last))
     }
+}
+
+/// A28: where a time is in a partition, by the index and by what was read.
+async fn check_times(cluster: &Cluster, last: &Last, rng: &mut Rng) -> Result<()> {
+    let client = cluster.client();
+    for ((_, partition), marks) in &last.replicas {
+        let Some(mark) = rng.pick(marks) else { continue };
+        for time_ms in [mark.append_time_ms - 1, mark.append_time_ms, mark.append_time_ms + 1] {
+            let first = marks.iter().find(|mark| mark.append_time_ms >= time_ms);
+            let end = last.ends[*partition as usize];
+            let expected = first.map_or(end, |mark| mark.base_offset);
+            let at = Start::TimeMs(time_ms);
+            let found = client.list_offsets(TOPIC, vec![*partition], at).await?;
+            if found[0].offset != expected {
+                let found = found[0].offset;
+                let what = format!("{time_ms} is at {partition}/{expected}, looked up: {found}");
+                cluster.world.history.breach(what);
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Run {
     async fn judge_group(&self, cluster: &Cluster, trial: Trial) -> Result<()> {
-        let (verdict, told) = trial.disperse().await;
+        let (verdict, told) = trial.disperse(self.heal_max).await;
         println!("the group: {verdict}");
         for breach in &verdict.breaches {
             let what = format!("the group: {:?}: {}", breach.rule, breach.why);

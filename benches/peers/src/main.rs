@@ -1,123 +1,84 @@
-//! Publishes to NATS JetStream as the benches send to Quipu: records one by one, so many of them
-//! unacknowledged at a time, through the client that its users use.
+//! Publishes to other servers as the benches send to Quipu: records one by one, so many of them
+//! unacknowledged at a time, through the clients that their users use.
 //!
-//! `quipu-peers RECORD_BYTES IN_FLIGHT URL,URL,…` makes a stream with a replica on each server and
-//! says `ready`. For each number that it then reads from stdin it publishes so many records, and
-//! says how many nanoseconds that took until the last one was acknowledged. It ends with stdin.
+//! `quipu-peers nats STREAMS REPLICAS CONNECTIONS RECORD_BYTES IN_FLIGHT URL,URL,…` and
+//! `quipu-peers redis STREAMS CONNECTIONS RECORD_BYTES IN_FLIGHT URL` make the streams and say
+//! `ready`. For each number that they then read from stdin they publish so many records, spread
+//! over the connections and those over the streams, and say how many nanoseconds that took until
+//! the last one was acknowledged. They end with stdin.
 
+mod nats;
 #[path = "../../../src/cli/bench/noise.rs"]
 mod noise;
+mod redis;
 
-use std::collections::VecDeque;
-use std::future::IntoFuture as _;
 use std::io::{BufRead as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_nats::jetstream;
-use async_nats::jetstream::context::PublishAckFuture;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 
-const STREAM: &str = "bench";
-const SUBJECT: &str = "bench.records";
-/// What the stream keeps, so that a long bench does not fill the disk.
-const KEPT_BYTES: i64 = 256 << 20;
+/// What the streams keep, all together, so that a long bench does not fill the disk.
+const KEPT_BYTES: usize = 256 << 20;
 /// How long the servers may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// One connection: publishes `count` records with `in_flight` of them unacknowledged.
+trait Publisher: Send + Sync + 'static {
+    fn publish(
+        &self,
+        record: Bytes,
+        count: usize,
+        in_flight: usize,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [record_bytes, in_flight, servers] = arguments.as_slice() else {
-        anyhow::bail!("usage: quipu-peers RECORD_BYTES IN_FLIGHT URL,URL,…");
+    let (numbers, servers) = match arguments.split_first() {
+        Some((_, rest)) if !rest.is_empty() => rest.split_at(rest.len() - 1),
+        _ => anyhow::bail!("usage: quipu-peers nats|redis NUMBER… URL,URL,…"),
     };
-    let (record_bytes, in_flight) = (record_bytes.parse()?, in_flight.parse()?);
-    let servers: Vec<&str> = servers.split(',').collect();
-    let leader = make_stream(&servers).await?;
+    let numbers: Result<Vec<usize>, _> = numbers.iter().map(|text| text.parse()).collect();
+    let (numbers, servers) = (numbers.context("a number")?, servers[0].split(',').collect());
+    match (arguments[0].as_str(), numbers.as_slice()) {
+        ("nats", [streams, replicas, connections, record_bytes, in_flight]) => {
+            let publishers = nats::connect(servers, *streams, *replicas, *connections).await?;
+            serve(publishers, *record_bytes, *in_flight).await
+        }
+        ("redis", [streams, connections, record_bytes, in_flight]) => {
+            let publishers = redis::connect(servers[0], *streams, *connections).await?;
+            serve(publishers, *record_bytes, *in_flight).await
+        }
+        _ => anyhow::bail!("usage: quipu-peers nats|redis NUMBER… URL,URL,…"),
+    }
+}
+
+/// Publishes as many records as each line says, and says how long that took.
+async fn serve<P: Publisher>(
+    publishers: Vec<P>,
+    record_bytes: usize,
+    in_flight: usize,
+) -> anyhow::Result<()> {
     let record = Bytes::from(noise::noise(record_bytes));
+    let publishers: Vec<_> = publishers.into_iter().map(std::sync::Arc::new).collect();
+    let in_flight = (in_flight / publishers.len()).max(1);
     println!("ready");
     for line in std::io::stdin().lock().lines() {
-        let count = line?.trim().parse()?;
-        let took = publish(&leader, &record, count, in_flight).await?;
-        println!("{}", took.as_nanos());
+        let count = line?.trim().parse::<usize>()? / publishers.len();
+        let started = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for publisher in publishers.iter().cloned() {
+            let record = record.clone();
+            tasks.spawn(async move { publisher.publish(record, count, in_flight).await });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        println!("{}", started.elapsed().as_nanos());
         std::io::stdout().flush()?;
-    }
-    Ok(())
-}
-
-/// Makes the stream, once the servers can, and connects to the one that leads it: what is sent to
-/// another one goes there over one more hop.
-async fn make_stream(servers: &[&str]) -> anyhow::Result<jetstream::Context> {
-    let started = Instant::now();
-    let context = loop {
-        match connect(servers[0]).await {
-            Err(error) if started.elapsed() > PATIENCE => return Err(error),
-            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
-            Ok(context) => break context,
-        }
-    };
-    let config = Config {
-        name: STREAM.to_owned(),
-        subjects: vec![SUBJECT.into()],
-        num_replicas: servers.len(),
-        storage: StorageType::File,
-        max_bytes: KEPT_BYTES,
-        discard: DiscardPolicy::Old,
-        ..Config::default()
-    };
-    let leader = loop {
-        let made = context.get_or_create_stream(config.clone()).await;
-        let leader = made.as_ref().ok().and_then(|stream| {
-            let cluster = stream.cached_info().cluster.as_ref()?;
-            let is_whole = cluster.replicas.iter().all(|replica| replica.current);
-            cluster.leader.clone().filter(|_| is_whole)
-        });
-        if let Some(leader) = leader {
-            break leader;
-        }
-        if started.elapsed() > PATIENCE {
-            made.context("the stream cannot be made")?;
-            anyhow::bail!("the stream has no leader and {} replicas", servers.len());
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    };
-    // The servers are named by their place in the list, from 1.
-    let place: usize = leader.parse().context("the leader's name is not one of ours")?;
-    connect(servers[place - 1]).await
-}
-
-async fn connect(server: &str) -> anyhow::Result<jetstream::Context> {
-    let options = async_nats::ConnectOptions::new().ignore_discovered_servers();
-    let client = options.connect(server).await.context("the server cannot be reached")?;
-    Ok(jetstream::new(client))
-}
-
-/// Publishes `count` records and waits until all are acknowledged.
-async fn publish(
-    context: &jetstream::Context,
-    record: &Bytes,
-    count: usize,
-    in_flight: usize,
-) -> anyhow::Result<Duration> {
-    let mut waiting: VecDeque<PublishAckFuture> = VecDeque::with_capacity(in_flight);
-    let started = Instant::now();
-    for _ in 0..count {
-        if waiting.len() == in_flight {
-            acknowledged(&mut waiting).await?;
-        }
-        waiting.push_back(context.publish(SUBJECT, record.clone()).await?);
-    }
-    while !waiting.is_empty() {
-        acknowledged(&mut waiting).await?;
-    }
-    Ok(started.elapsed())
-}
-
-async fn acknowledged(waiting: &mut VecDeque<PublishAckFuture>) -> anyhow::Result<()> {
-    if let Some(oldest) = waiting.pop_front() {
-        oldest.into_future().await.context("a record was not acknowledged")?;
     }
     Ok(())
 }

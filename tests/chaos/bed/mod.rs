@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
 
 pub(crate) use self::control::Control;
 pub(crate) use self::net::End;
@@ -30,12 +31,16 @@ const BLOCK_BYTES: u32 = 4096;
 /// For clients, for nodes, for metrics.
 const PORTS: [u16; 3] = [7401, 7501, 7601];
 
+/// One cluster has all of the machine that there is.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 /// All places.
 pub(crate) struct Bed {
     root: TempDir,
     net: Option<Net>,
     preload: Option<PathBuf>,
     places: Vec<Place>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// Where one node lives.
@@ -49,13 +54,15 @@ struct Place {
 
 impl Bed {
     /// Makes so many places. What is drawn in the network is drawn from `seed`.
-    pub(crate) fn lay(places: usize, seed: u64) -> Result<Self> {
+    pub(crate) async fn lay(places: usize, seed: u64) -> Result<Self> {
+        let turn = ONE_AT_A_TIME.lock().await;
         let root = tempfile::Builder::new().prefix("quipu-chaos-").tempdir()?;
         let net =
             Net::lay(places, seed).inspect_err(|why| println!("SKIPPED: no network: {why:#}"));
         let preload = control::compile(root.path());
         let preload = preload.inspect_err(|why| println!("SKIPPED: no faults of calls: {why:#}"));
-        let mut bed = Self { root, net: net.ok(), preload: preload.ok(), places: Vec::new() };
+        let mut bed =
+            Self { root, net: net.ok(), preload: preload.ok(), places: Vec::new(), _turn: turn };
         for number in 0..places {
             let place = bed.place(number)?;
             bed.places.push(place);

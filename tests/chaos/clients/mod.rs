@@ -3,6 +3,7 @@
 mod fetchers;
 mod producers;
 mod readers;
+mod zombies;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -150,6 +151,7 @@ impl Crowd {
         for _ in 0..2 {
             tasks.push(tokio::spawn(producers::call(world.clone(), seed())));
         }
+        tasks.push(tokio::spawn(zombies::live(world.clone(), seed())));
         for place in 0..places {
             tasks.push(tokio::spawn(fetchers::live(world.clone(), place)));
         }

@@ -29,8 +29,8 @@ use self::history::What;
 pub(crate) use self::member::TOPIC;
 use self::member::{Groups, group};
 
-/// A session, what a partition may take beyond it, and what a busy machine may take more.
-const ORPHAN_MAX: Duration = Duration::from_secs(3 + 2 + 5);
+/// A session, and what a partition may take beyond it.
+const ORPHAN_MAX: Duration = Duration::from_secs(3 + 2);
 
 /// Takes note of a fault, or of the end of all.
 pub(crate) fn note_fault(world: &World, what: &str) {
@@ -69,8 +69,9 @@ impl Trial {
     }
 
     /// Has all but one member leave, waits until that one is at the end, and judges what they saw.
-    /// Also returns what happened around the first breach.
-    pub(crate) async fn disperse(self) -> (Verdict, Option<String>) {
+    /// Also returns what happened around the first breach. `heal_max` is how long the partitions
+    /// themselves may take after a fault.
+    pub(crate) async fn disperse(self, heal_max: Duration) -> (Verdict, Option<String>) {
         self.ending.send_replace(true);
         let mut crowd = self.crowd.await.expect("no member panics");
         self.looker.await.expect("who looks does not panic");
@@ -79,7 +80,7 @@ impl Trial {
         let last = drain(&self.world, &mut Rng(self.seed)).await;
         crowd.end().await;
         let events = self.world.history.events();
-        let rules = Rules { partitions: self.partitions, orphan_max: ORPHAN_MAX };
+        let rules = Rules { partitions: self.partitions, orphan_max: ORPHAN_MAX + heal_max };
         let verdict = judge(&events, &last, rules);
         let first = verdict.breaches.first().map(|breach| breach.event);
         let told = first.map(|first| {

@@ -1,0 +1,162 @@
+//! Three nodes that sync before they acknowledge, beside other servers in all their settings: many
+//! connections that send small records to many partitions; and beside themselves with many more
+//! partitions.
+//!
+//! `cargo bench --bench rivals` starts all servers that it needs, and ends with a table of ratios
+//! to NATS JetStream with three replicas that sync as ours do. Others are compared where
+//! `benches/peers/setup.sh` has put them.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot go on fails")]
+
+mod contest;
+mod nats;
+mod peers;
+mod place;
+#[allow(dead_code, reason = "another bench measures nodes alone")]
+mod processes;
+mod redis;
+#[allow(dead_code, reason = "other benches measure streams")]
+mod stream;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use contest::{Contest, Lap, Scoreboard};
+use criterion::Criterion;
+use nats::Setup;
+use peers::{Driver, Load};
+use place::Place;
+use processes::Nodes;
+use quipu::batch::Record;
+use quipu::client::{Delivery, Producer, ProducerConfig};
+use quipu::proto::client::CreateTopicRequest;
+use stream::noise;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+const KEPT_BYTES: usize = 256 << 20;
+const LOAD: Load = Load { streams: 16, connections: 32, record_bytes: 1024, in_flight: 4_096 };
+/// Records of a lap.
+const RECORDS: usize = 32_000;
+/// Partitions that together are to be about as fast as sixteen.
+const MANY: u32 = 1_000;
+
+fn main() {
+    processes::play_a_part(&[]);
+    let mut criterion = contest::of_servers();
+    let mut board = Scoreboard::default();
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let nodes = Nodes::start(&runtime, place.path(), 3);
+    let few = producers(&runtime, &nodes, "few", LOAD.streams as u32);
+    beside_others(&mut criterion, &mut board, &place, &runtime, &few);
+    let many = producers(&runtime, &nodes, "many", MANY);
+    beside_itself(&mut criterion, &mut board, &runtime, [&few, &many]);
+    criterion.final_summary();
+    board.print();
+}
+
+/// Clients with a connection each, that send to a topic.
+fn producers(runtime: &Runtime, nodes: &Nodes, topic: &str, partitions: u32) -> Vec<Producer> {
+    let client = nodes.client(runtime);
+    let kept = KEPT_BYTES as u64 / u64::from(partitions);
+    let request = CreateTopicRequest {
+        name: topic.to_owned(),
+        partitions,
+        replicas: 3,
+        config: [("retention_bytes".to_owned(), kept.max(1 << 20).to_string())].into(),
+        ..CreateTopicRequest::default()
+    };
+    runtime.block_on(client.create_topic(request)).unwrap();
+    let make = |_| {
+        let client = nodes.client(runtime);
+        runtime.block_on(client.producer(ProducerConfig::new(topic))).unwrap()
+    };
+    (0..LOAD.connections).map(make).collect()
+}
+
+fn beside_others(
+    criterion: &mut Criterion,
+    board: &mut Scoreboard,
+    place: &Place,
+    runtime: &Runtime,
+    producers: &[Producer],
+) {
+    let root = place.path();
+    let nats = |replicas, is_synced| nats::start(root, Setup { replicas, is_synced }, LOAD);
+    let mut others = [
+        ("nats-r3-synced", nats(3, true)),
+        ("nats-r3-default", nats(3, false)),
+        ("nats-r1-synced", nats(1, true)),
+        ("nats-r1-default", nats(1, false)),
+        ("redis-synced", redis::start(root, true, LOAD)),
+        ("redis-everysec", redis::start(root, false, LOAD)),
+    ];
+    let others = others.iter_mut().filter_map(|(name, driver)| Some((*name, driver.as_mut()?)));
+    let lap_of = |driver: &mut Driver| driver.publish(RECORDS);
+    let mut laps: Vec<_> = others.map(|(name, driver)| (name, || lap_of(driver))).collect();
+    let quipu_lap = &mut || runtime.block_on(send(producers));
+    let mut sides: Vec<(&str, Lap<'_>)> = Vec::new();
+    for (name, lap) in &mut laps {
+        sides.push((name, lap));
+    }
+    sides.push(("quipu-r3-synced", quipu_lap));
+    let Load { streams, connections, in_flight, .. } = LOAD;
+    let parameters =
+        format!("partitions={streams}/connections={connections}/in-flight={in_flight}/size=1KiB");
+    board.compare(criterion, &contest("rivals", parameters, 6.0), &mut sides);
+}
+
+fn beside_itself(
+    criterion: &mut Criterion,
+    board: &mut Scoreboard,
+    runtime: &Runtime,
+    [few, many]: [&[Producer]; 2],
+) {
+    let few_lap = &mut || runtime.block_on(send(few));
+    let many_lap = &mut || runtime.block_on(send(many));
+    let parameters = format!("partitions=16,{MANY}/connections={}/size=1KiB", LOAD.connections);
+    let sides: &mut [(&str, Lap<'_>)] = &mut [("quipu-16", few_lap), ("quipu-1000", many_lap)];
+    board.compare(criterion, &contest("partitions", parameters, 0.8), sides);
+}
+
+fn contest(group: &'static str, parameters: String, target: f64) -> Contest {
+    let (operations, bytes) = (RECORDS as u64, (RECORDS * LOAD.record_bytes) as u64);
+    Contest { group, parameters, operations, bytes, target }
+}
+
+/// Sends a lap's records through all producers at once.
+async fn send(producers: &[Producer]) -> Duration {
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for (n, producer) in producers.iter().cloned().enumerate() {
+        let count = RECORDS / LOAD.connections;
+        tasks.spawn(async move { send_through(&producer, n, count).await });
+    }
+    tasks.join_all().await;
+    started.elapsed()
+}
+
+async fn send_through(producer: &Producer, first: usize, count: usize) {
+    let value = noise(LOAD.record_bytes);
+    let record = Record { value: Some(&value), ..Record::default() };
+    let in_flight = LOAD.in_flight / LOAD.connections;
+    let mut waiting: VecDeque<Delivery> = VecDeque::with_capacity(in_flight);
+    for n in 0..count {
+        if waiting.len() == in_flight {
+            waiting.pop_front().unwrap().await.unwrap();
+        }
+        let partition = place_of(first, n, producer.partitions());
+        waiting.push_back(producer.send_to(partition, &record).await.unwrap());
+    }
+    for delivery in waiting {
+        delivery.await.unwrap();
+    }
+}
+
+/// Each producer has its share of the partitions, or shares one with others.
+fn place_of(producer: usize, n: usize, partitions: u32) -> u32 {
+    let (producer, n) = (producer as u32, n as u32);
+    let share = (partitions / LOAD.connections as u32).max(1);
+    (producer * share + n % share) % partitions
+}
