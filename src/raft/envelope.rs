@@ -39,7 +39,8 @@ pub enum MessageKind {
     /// Entries from `index` on are damaged here, before the entry `commit` of term `log_term`. The
     /// log of a replica that does not run ends with the entry `reject_hint` of term `term`.
     RepairAsk = 13,
-    /// The entries; or, refused, the word that there is nothing to wait for.
+    /// The entries; or, refused, the word that there is nothing to wait for, with what was asked:
+    /// `index`, `commit`, `log_term` and `reject_hint`.
     RepairAnswer = 14,
 }
 

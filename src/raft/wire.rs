@@ -273,7 +273,10 @@ impl Decoder<'_> {
         let head: [u8; ENVELOPE_BYTES] = head.try_into().expect("exactly so many were taken");
         let kind = MessageKind::from_byte(head[80]).ok_or(FrameError::Kind(head[80]))?;
         let group = Uuid::from_bytes(head[..16].try_into().expect("sixteen bytes make an id"));
-        let has_hint = matches!(kind, MessageKind::AppendResponse | MessageKind::RepairAsk);
+        let has_hint = matches!(
+            kind,
+            MessageKind::AppendResponse | MessageKind::RepairAsk | MessageKind::RepairAnswer
+        );
         let shared = u64_at(&head, 64);
         let (commit_term, reject_hint) = if has_hint { (0, shared) } else { (shared, 0) };
         let mut envelope = Envelope {

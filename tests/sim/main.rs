@@ -118,6 +118,18 @@ fn what_is_lost_again_is_covered_by_the_promise_for_what_was_lost_before() {
     expect(1_890);
 }
 
+/// It leads, and the others keep only what is after the first of two damages.
+#[test]
+fn a_leader_is_mended_behind_what_nobody_keeps_any_more() {
+    expect(658_216);
+}
+
+/// A later leader had another entry in the place of the lost one's predecessor.
+#[test]
+fn a_promise_ends_with_the_history_that_it_was_for() {
+    expect(660_055);
+}
+
 #[test]
 fn clusters_agree_whatever_happens() {
     let seeds = env("QUIPU_SIM_SEEDS");

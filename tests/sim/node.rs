@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use quipu::partition::Replica;
 use quipu::raft::{
     Config, Cure, Disk, Durability, Effects, HardState, Input, Membership, Now, OpenError, Outputs,
-    Persist, Shard, Step, read_base, read_cold, read_supply,
+    Persist, Promise, Shard, Step, read_base, read_cold, read_supply,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{self, Access, Case, DataDir, FactKind, Log, LogReader, Policy, Syncer, Tip};
@@ -158,7 +158,7 @@ impl Node {
         let Some(live) = &self.live else { return };
         for group in self.replicas.keys() {
             if let Some(log) = live.disk.log(*group) {
-                let promised = log.synced_index().max(promise_of(live.disk.dir(), *group));
+                let promised = log.synced_index().max(promise_of(live.disk.dir(), log));
                 self.promised.insert(*group, promised);
             }
         }
@@ -243,8 +243,8 @@ impl Live {
 
     /// The last entry that a replica stands for, also if it has lost it.
     pub fn promised(&self, group: LogId) -> u64 {
-        let tip = self.disk.log(group).map_or(0, |log| log.tip().index);
-        tip.max(promise_of(self.disk.dir(), group))
+        let log = self.disk.log(group);
+        log.map_or(0, |log| log.tip().index.max(promise_of(self.disk.dir(), log)))
     }
 
     /// Mends damaged logs, and gives others what they lack.
@@ -379,7 +379,7 @@ fn after_cut(fs: &SimFs, group: LogId) -> Option<(Log, u64)> {
     let dir = open_dir(&fork).ok()?;
     let (log, _) = dir.open_log(group).ok()?;
     let lost = log.lost_tail().map_or(0, |lost| lost.last_index);
-    let promised = log.tip().index.max(lost).max(promise_of(&dir, group));
+    let promised = log.tip().index.max(lost).max(promise_of(&dir, &log));
     Some((log, promised))
 }
 
@@ -427,10 +427,14 @@ pub fn is_readable(reader: &LogReader, index: u64) -> bool {
 }
 
 /// The last entry that a log which lost it stands for, as the journal says; 0 if there is none.
-fn promise_of(dir: &DataDir, group: LogId) -> u64 {
-    let value = dir.journal().get(group, FactKind::HardState);
+fn promise_of(dir: &DataDir, log: &Log) -> u64 {
+    let value = dir.journal().get(log.id(), FactKind::HardState);
     let hard_state = value.and_then(|value| HardState::decode(&value));
-    hard_state.and_then(|state| state.promise).map_or(0, |promise| promise.index)
+    // One of an earlier term than the log's last entry is settled: a later leader has said what is
+    // there.
+    let last = Promise { term: log.tip().term, index: log.tip().index };
+    let promise = hard_state.and_then(|state| state.promise).filter(|promise| *promise > last);
+    promise.map_or(0, |promise| promise.index)
 }
 
 /// Term and vote that a power cut would leave which keeps nothing it need not.

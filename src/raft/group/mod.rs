@@ -398,7 +398,9 @@ impl Group {
     }
 
     /// True if a log may be cut before `first_index`, which cannot be read there. It has an entry
-    /// at `anchor`, at or after that one, and ends with `last`; both are an index and a term.
+    /// at `anchor`, at or after that one, and ends with `last`; both are an index and a term. The
+    /// last index is 0 for a replica that runs, which cuts nothing and only wants to know whether
+    /// it waits for what is gone.
     ///
     /// All after `first_index` goes with it, so nothing of that may be missed. That is so if this
     /// replica leads in a later term without the anchor, for a leader has all that was ever
@@ -418,8 +420,7 @@ impl Group {
             let is_same = anchor.0 <= self.last_index() && has_term(anchor);
             return is_leader && self.term() > anchor.1 && !is_same;
         }
-        let has_rest =
-            (1..=start).contains(&last.0) || (last.0 <= self.persisted() && has_term(last));
+        let has_rest = last.0 <= start || (last.0 <= self.persisted() && has_term(last));
         has_rest || (is_leader && self.term() >= last.1)
     }
 

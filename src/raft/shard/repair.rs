@@ -190,8 +190,10 @@ impl<M: Machine> Shard<M> {
             }
             true if !self.may_need(group, first_index) => {
                 let refusal = Envelope::new(MessageKind::RepairAnswer, group, from, to);
-                let (index, (commit, log_term)) = (first_index, anchor);
-                let refusal = Envelope { index, commit, log_term, is_reject: true, ..refusal };
+                let (index, (commit, log_term), reject_hint) = (first_index, anchor, last.0);
+                let is_reject = true;
+                let refusal =
+                    Envelope { index, commit, log_term, reject_hint, is_reject, ..refusal };
                 out.effects.envelopes.push((Lane::Control, refusal));
             }
             _ => {}
@@ -214,10 +216,13 @@ impl<M: Machine> Shard<M> {
         }
         if envelope.is_reject {
             let anchor = mender.wound.as_ref().map(|wound| wound.anchor);
-            let is_asked = mender.next_missing() == Some(envelope.index)
-                && anchor == Some((envelope.commit, envelope.log_term));
             let damaged = mender.damaged.clone();
-            // A replica that runs is refused what is older than the leader's log, or what that will
+            let last_index = damaged.as_ref().map_or(0, |damaged| damaged.last.0);
+            // What was said to a replica that ran is not enough to cut it.
+            let is_asked = mender.next_missing() == Some(envelope.index)
+                && anchor == Some((envelope.commit, envelope.log_term))
+                && envelope.reject_hint == last_index;
+            // A replica that runs is refused what is older than another log, or what a leader will
             // replace, which is not committed here. All others had their turn.
             // DURABILITY: nothing of the log goes, and it is asked for again.
             let is_old = mender.asks_of_turn > others && envelope.commit <= committed;
