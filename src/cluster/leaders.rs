@@ -69,11 +69,16 @@ impl Leaders {
 pub struct Heard {
     since: Instant,
     by_node: RwLock<HashMap<NodeId, (u64, Instant)>>,
+    /// Where nodes said they are, of which the metadata here says nothing yet.
+    addresses: RwLock<HashMap<NodeId, String>>,
 }
+
+/// Addresses of nodes that the metadata does not know, at most.
+const ADDRESSES_MAX: usize = 64;
 
 impl Default for Heard {
     fn default() -> Self {
-        Self { since: Instant::now(), by_node: RwLock::default() }
+        Self { since: Instant::now(), by_node: RwLock::default(), addresses: RwLock::default() }
     }
 }
 
@@ -91,6 +96,19 @@ impl Heard {
     /// Forgets a node that has said it stops.
     pub fn forget(&self, node: NodeId) {
         self.by_node.write().expect("nobody panics with the lock").remove(&node);
+    }
+
+    /// Takes note of where a node says that it is.
+    pub fn note_address(&self, node: NodeId, address: &str) {
+        let mut addresses = self.addresses.write().expect("nobody panics with the lock");
+        if addresses.len() < ADDRESSES_MAX || addresses.contains_key(&node) {
+            addresses.insert(node, address.to_owned());
+        }
+    }
+
+    /// Where a node said that it is.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.addresses.read().expect("nobody panics with the lock").get(&node).cloned()
     }
 
     /// How long this incarnation of a node has been silent.

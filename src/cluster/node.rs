@@ -253,6 +253,11 @@ impl Node {
         if let Some(known) = state.node(node) {
             return Some(known.peer_address.clone());
         }
+        // A node that joins knows nobody but the founders, and those may all be gone: whoever leads
+        // the metadata by now has to be answered before there is any.
+        if let Some(address) = self.heard.address(node) {
+            return Some(address);
+        }
         let founders = self.identity.founding.iter().flat_map(|founding| &founding.founders);
         let mut founders = founders.filter(|founder| founder.node == node.0);
         founders.next().map(|founder| founder.peer_address.clone())

@@ -118,7 +118,8 @@ impl Server {
         let mut ports = Ports::serve(&settings, listeners, &opened, ready.clone()).await?;
         let identity = become_part(&opened, &settings, &registration, &readiness).await?;
         readiness.wait_for("the node does not know the cluster's state yet");
-        let node = start_node(&settings, &opened, identity, &fatal_sender).await?;
+        let peer_address = registration.peer_address.clone();
+        let node = start_node(&settings, &opened, identity, peer_address, &fatal_sender).await?;
         opened.door.open(node.clone());
         let (limits, counters) = (settings.limits.clone(), ports.counters.clone());
         let context = Context::new(node.clone(), opened.channels.clone(), limits, counters);
@@ -257,12 +258,14 @@ async fn start_node(
     settings: &Settings,
     opened: &Opened,
     identity: Identity,
+    peer_address: String,
     fatal: &watch::Sender<Option<String>>,
 ) -> Result<Arc<Node>, ServeError> {
     let founding = identity.founding.as_ref().expect("it has just become part of a cluster");
     let (cluster, node) = (founding.cluster_id(), settings.node);
     let find_address = opened.find_address.clone();
-    let transport = Transport::new(cluster, node, find_address, tokio::runtime::Handle::current());
+    let runtime = tokio::runtime::Handle::current();
+    let transport = Transport::new(cluster, node, peer_address, find_address, runtime);
     let fatal = fatal.clone();
     let on_fatal: OnFatal = Arc::new(move |error: &storage::Error| {
         fatal.send_replace(Some(error.to_string()));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::channels::Channels;
 use super::door::Door;
 use super::propose::{ProposeError, Proposer, response};
-use super::transport::{CLUSTER_HEADER, HOST_HEADER, HostKind, NODE_HEADER};
+use super::transport::{ADDRESS_HEADER, CLUSTER_HEADER, HOST_HEADER, HostKind, NODE_HEADER};
 use crate::cluster::command::{Command, Id, Verb};
 use crate::cluster::{self, Node};
 use crate::proto::internal::peer_service_server::PeerService;
@@ -160,6 +160,11 @@ impl PeerService for PeerServer {
         let host = HostKind::named(header(HOST_HEADER)?);
         let host = host.ok_or_else(|| Status::invalid_argument("not a host"))?;
         let node = self.node(cluster.as_bytes())?;
+        if node.state().node(from).is_none()
+            && let Ok(address) = header(ADDRESS_HEADER)
+        {
+            node.heard().note_address(from, address);
+        }
         let mut frames = request.into_inner();
         let closing = node.closing();
         tokio::pin!(closing);

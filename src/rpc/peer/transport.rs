@@ -36,6 +36,8 @@ const EXCHANGE: &str = "/quipu.internal.v1.PeerService/Exchange";
 pub(super) const CLUSTER_HEADER: &str = "quipu-cluster";
 /// Header of a stream: which node sends.
 pub(super) const NODE_HEADER: &str = "quipu-node";
+/// Header of a stream: where the node that sends is reached by others.
+pub(super) const ADDRESS_HEADER: &str = "quipu-address";
 /// Header of a stream: whose frames.
 pub(super) const HOST_HEADER: &str = "quipu-host";
 
@@ -73,21 +75,25 @@ pub struct Transport {
 struct Inner {
     cluster: ClusterId,
     node: NodeId,
+    /// Where other nodes reach this one.
+    own_address: String,
     find_address: FindAddress,
     runtime: runtime::Handle,
     ways: RwLock<HashMap<(NodeId, HostKind, Lane), mpsc::Sender<Frame>>>,
 }
 
 impl Transport {
-    /// The transport of `node`. Its tasks run on `runtime`.
+    /// The transport of `node`, which others reach at `own_address`. Its tasks run on `runtime`.
     pub fn new(
         cluster: ClusterId,
         node: NodeId,
+        own_address: String,
         find_address: FindAddress,
         runtime: runtime::Handle,
     ) -> Self {
         let ways = RwLock::default();
-        Self { inner: Arc::new(Inner { cluster, node, find_address, runtime, ways }) }
+        let inner = Inner { cluster, node, own_address, find_address, runtime, ways };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The way out for the frames of one host.
@@ -152,6 +158,9 @@ impl Inner {
         let ascii = |text: String| MetadataValue::try_from(text).expect("ids are ASCII");
         headers.insert(CLUSTER_HEADER, ascii(self.cluster.0.to_string()));
         headers.insert(NODE_HEADER, ascii(self.node.to_string()));
+        if let Ok(address) = MetadataValue::try_from(&self.own_address) {
+            headers.insert(ADDRESS_HEADER, address);
+        }
         headers.insert(HOST_HEADER, MetadataValue::from_static(host.name()));
         let codec = ExactCodec::<OutFrame, ExchangeResponse>::default();
         let path = PathAndQuery::from_static(EXCHANGE);

@@ -101,6 +101,29 @@ async fn a_fourth_node_comes_and_an_old_one_leaves() {
     load.stop().await.expect_all(&client).await;
 }
 
+/// The one who leads the metadata has to be answered by whoever joins, and is none of those whose
+/// addresses everybody is told at first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_a_cluster_that_is_led_by_one_that_joined_before() {
+    let mut cluster = Cluster::start(3).await;
+    assert_eq!(cluster.join().await, 4);
+    cluster.run(&["cluster", "decommission", "3"]).await;
+    wait_for("an end of the third node", async || {
+        described(&cluster, 3).await.is_none().then_some(())
+    })
+    .await;
+    cluster.node(3).kill().await;
+    // Of two that drain and one that does not, that one leads.
+    for node in ["1", "2"] {
+        cluster.run(&["cluster", "drain", node]).await;
+    }
+    wait_for("the fourth node as leader of the metadata", async || {
+        (cluster.seen_by(4).await?.metadata_leader == 4).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.join().await, 5);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_node_is_replaced_and_a_live_one_is_not_taken_for_dead() {
     let mut cluster = Cluster::start(3).await;
