@@ -22,8 +22,8 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Outcome;
-use crate::client::Failure;
 use crate::client::error::Repeat;
+use crate::client::{Failure, Origin};
 use crate::proto::client::{ErrorReason, ProducerStamp};
 
 /// An encoded batch and those who wait for it.
@@ -253,12 +253,12 @@ impl Window {
         Step::Done(Done { batch: entry.batch, result })
     }
 
-    /// The stream ended: what was sent and not answered is unknown. Returns what can therefore not
-    /// be sent again.
+    /// The stream ended: what was sent and not answered is unknown, if there ever was a connection.
+    /// Returns what can therefore not be sent again.
     pub(super) fn on_cut(&mut self, failure: &Failure) -> Vec<Done> {
         for entry in &mut self.entries {
             if entry.is_sent() {
-                entry.is_unknown = true;
+                entry.is_unknown |= failure.origin != Origin::NotSent;
                 entry.state = State::Waiting;
             }
         }

@@ -237,6 +237,18 @@ fn without_numbers_nothing_unknown_is_sent_again() {
 }
 
 #[test]
+fn what_was_given_to_a_stream_that_never_began_is_not_unknown() {
+    let mut window = Window::new(8, false);
+    window.push(batch(1));
+    assert!(window.next_to_send().is_some());
+    let refused = Failure { origin: Origin::NotSent, ..cut() };
+    assert!(window.on_cut(&refused).is_empty());
+    assert!(window.next_to_send().is_some(), "it is sent again");
+    let failed = window.fail_all(&cut()).remove(0);
+    assert!(matches!(failed.result, Err(Fate::Unknown(_))), "now it may have arrived");
+}
+
+#[test]
 fn sequence_numbers_wrap() {
     let mut window = Window::new(8, true);
     (1..=2).for_each(|records| window.push(batch(records)));
