@@ -1,7 +1,7 @@
 //! Abuse: strangers send everything that is bad to a running cluster while good clients work. The
 //! good ones notice little, the servers need little more memory, and nothing of it is stored.
 //!
-//! `QUIPU_ABUSE_SECONDS` says for how long; 20 otherwise.
+//! `QUIPU_ABUSE_SECONDS` says for how long; 10 otherwise.
 
 mod calls;
 mod wire;
@@ -61,7 +61,7 @@ impl Attack {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_means_no_good_harms_nobody() {
-    let time = Duration::from_secs(env("QUIPU_ABUSE_SECONDS").unwrap_or(20));
+    let time = Duration::from_secs(env("QUIPU_ABUSE_SECONDS").unwrap_or(10));
     let world = Arc::new(World::new(PARTITIONS, PLACES));
     let mut rng = Rng::new(env("QUIPU_CHAOS_SEED").unwrap_or(1));
     let bed = Bed::lay(PLACES, rng.next()).await.unwrap();
