@@ -43,6 +43,24 @@ pub(crate) struct Append {
     pub(crate) outcome: Outcome,
 }
 
+impl Append {
+    /// One record of a producer with numbers, of which a quorum is to acknowledge that it is at
+    /// `offset`; `None` if it did not.
+    pub(crate) fn of_one(
+        (invoked, ended): (Duration, Duration),
+        partition: u32,
+        value: Value,
+        offset: Option<u64>,
+    ) -> Self {
+        let outcome = match offset {
+            Some(offset) => Outcome::Acknowledged(vec![(value, offset)]),
+            None => Outcome::Unknown("it was not stored, or no answer came".to_owned()),
+        };
+        let (promise, is_idempotent, values) = (Promise::Quorum, true, vec![value]);
+        Self { invoked, ended, partition, promise, is_idempotent, values, outcome }
+    }
+}
+
 /// Records that were read together.
 #[derive(Debug, Clone)]
 pub(crate) struct Poll {

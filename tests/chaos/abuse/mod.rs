@@ -21,7 +21,7 @@ use crate::checker::judge;
 use crate::clients::{Crowd, TOPIC, World};
 use crate::cluster::Cluster;
 use crate::env;
-use crate::history::{Append, Event, Outcome, Promise};
+use crate::history::{Append, Event};
 use crate::rng::Rng;
 use crate::run::{PARTITIONS, PLACES, read_all};
 use crate::value::Value;
@@ -138,15 +138,9 @@ async fn measure(world: &World, turn: u64, time: Duration) -> Histogram<u64> {
         let (invoked, started) = (world.history.now(), Instant::now());
         let receipt = producer.send_to(partition, &record).await.unwrap().await.unwrap();
         times.saturating_record(started.elapsed().as_micros() as u64);
-        world.history.note(Event::Append(Append {
-            invoked,
-            ended: world.history.now(),
-            partition,
-            promise: Promise::Quorum,
-            is_idempotent: true,
-            values: vec![value],
-            outcome: Outcome::Acknowledged(vec![(value, receipt.offset)]),
-        }));
+        let between = (invoked, world.history.now());
+        let append = Append::of_one(between, partition, value, Some(receipt.offset));
+        world.history.note(Event::Append(append));
         counter += 1;
     }
     times

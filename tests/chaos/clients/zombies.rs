@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::{CALL_MAX, TOPIC, World};
-use crate::history::{Append, Event, Outcome, Promise};
+use crate::history::{Append, Event};
 use crate::rng::Rng;
 use crate::value::Value;
 
@@ -83,19 +83,8 @@ async fn send(client: &mut Log, value: Value, partition: u32, stamp: ProducerSta
 }
 
 fn note(world: &World, invoked: Duration, value: Value, partition: u32, offset: Option<u64>) {
-    let outcome = match offset {
-        Some(offset) => Outcome::Acknowledged(vec![(value, offset)]),
-        None => Outcome::Unknown("it was not stored, or no answer came".to_owned()),
-    };
-    world.history.note(Event::Append(Append {
-        invoked,
-        ended: world.history.now(),
-        partition,
-        promise: Promise::Quorum,
-        is_idempotent: true,
-        values: vec![value],
-        outcome,
-    }));
+    let times = (invoked, world.history.now());
+    world.history.note(Event::Append(Append::of_one(times, partition, value, offset)));
 }
 
 fn batch_of(value: Value) -> Bytes {

@@ -1,5 +1,6 @@
 //! Nodes that drain, come and go, and partitions that move between them.
 
+use quipu::client::Client;
 use quipu::proto::client::{Node, Partition};
 
 use super::load::Load;
@@ -8,6 +9,17 @@ use super::nodes::{Cluster, TOPIC, wait_for};
 /// A node as the first one sees it.
 async fn described(cluster: &Cluster, id: u64) -> Option<Node> {
     cluster.seen_by(1).await?.nodes.into_iter().find(|node| node.id == id)
+}
+
+/// Three nodes, a topic on them, a load on it, and a fourth node that has joined.
+async fn four_under_load() -> (Cluster, Client, Load) {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(4, 3).await;
+    let client = cluster.client();
+    let mut load = Load::start(&client).await;
+    load.progress(50).await;
+    assert_eq!(cluster.join().await, 4);
+    (cluster, client, load)
 }
 
 /// Waits until the third node has gone, and everything that was there is on the fourth.
@@ -84,12 +96,7 @@ async fn a_partition_moves_under_load() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fourth_node_comes_and_an_old_one_leaves() {
-    let mut cluster = Cluster::start(3).await;
-    cluster.create_topic(4, 3).await;
-    let client = cluster.client();
-    let mut load = Load::start(&client).await;
-    load.progress(50).await;
-    assert_eq!(cluster.join().await, 4);
+    let (mut cluster, client, mut load) = four_under_load().await;
     cluster.run(&["cluster", "decommission", "3"]).await;
     fourth_in_place_of_third(&cluster).await;
     load.progress(50).await;
@@ -126,12 +133,7 @@ async fn a_node_joins_a_cluster_that_is_led_by_one_that_joined_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_node_is_replaced_and_a_live_one_is_not_taken_for_dead() {
-    let mut cluster = Cluster::start(3).await;
-    cluster.create_topic(4, 3).await;
-    let client = cluster.client();
-    let mut load = Load::start(&client).await;
-    load.progress(50).await;
-    assert_eq!(cluster.join().await, 4);
+    let (mut cluster, client, mut load) = four_under_load().await;
     let take_out = ["cluster", "decommission", "3", "--dead"];
     let refused = cluster.try_run(&take_out).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
