@@ -66,6 +66,7 @@ struct Figure {
 impl Scoreboard {
     /// Runs one benchmark for each side, all in turns. The first side is the floor; the target is
     /// for all others whose name starts with `quipu`.
+    #[allow(dead_code, reason = "another bench races")]
     pub(crate) fn compare(
         &mut self,
         criterion: &mut Criterion,
@@ -86,6 +87,19 @@ impl Scoreboard {
             });
         }
         group.finish();
+        self.note(contest, sides, &mut laps);
+    }
+
+    /// The same for sides of which some are much slower than others: so many rounds after a first
+    /// one that does not count, each with a lap of every side.
+    #[allow(dead_code, reason = "most benches compare two sides")]
+    pub(crate) fn race(&mut self, contest: &Contest, sides: &mut [(&str, Lap<'_>)], rounds: usize) {
+        run_lap_each(sides, &mut vec![Vec::new(); sides.len()]);
+        let mut laps = vec![Vec::new(); sides.len()];
+        for round in 1..=rounds {
+            run_lap_each(sides, &mut laps);
+            eprintln!("{}: round {round} of {rounds}", contest.group);
+        }
         self.note(contest, sides, &mut laps);
     }
 

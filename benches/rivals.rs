@@ -22,7 +22,6 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use contest::{Contest, Lap, Scoreboard};
-use criterion::Criterion;
 use nats::Setup;
 use peers::{Driver, Load};
 use place::Place;
@@ -38,21 +37,20 @@ const KEPT_BYTES: usize = 256 << 20;
 const LOAD: Load = Load { streams: 16, connections: 32, record_bytes: 1024, in_flight: 4_096 };
 /// Records of a lap.
 const RECORDS: usize = 32_000;
+const ROUNDS: usize = 10;
 /// Partitions that together are to be about as fast as sixteen.
 const MANY: u32 = 1_000;
 
 fn main() {
     processes::play_a_part(&[]);
-    let mut criterion = contest::of_servers();
     let mut board = Scoreboard::default();
     let place = Place::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let nodes = Nodes::start(&runtime, place.path(), 3);
     let few = producers(&runtime, &nodes, "few", LOAD.streams as u32);
-    beside_others(&mut criterion, &mut board, &place, &runtime, &few);
+    beside_others(&mut board, &place, &runtime, &few);
     let many = producers(&runtime, &nodes, "many", MANY);
-    beside_itself(&mut criterion, &mut board, &runtime, [&few, &many]);
-    criterion.final_summary();
+    beside_itself(&mut board, &runtime, [&few, &many]);
     board.print();
 }
 
@@ -72,16 +70,29 @@ fn producers(runtime: &Runtime, nodes: &Nodes, topic: &str, partitions: u32) -> 
         let client = nodes.client(runtime);
         runtime.block_on(client.producer(ProducerConfig::new(topic))).unwrap()
     };
-    (0..LOAD.connections).map(make).collect()
+    let producers: Vec<_> = (0..LOAD.connections).map(make).collect();
+    runtime.block_on(join(producers.iter().cloned().map(meet_all)));
+    producers
 }
 
-fn beside_others(
-    criterion: &mut Criterion,
-    board: &mut Scoreboard,
-    place: &Place,
-    runtime: &Runtime,
-    producers: &[Producer],
-) {
+/// Sends a record to each partition, to which a producer makes itself known when it first does.
+async fn meet_all(producer: Producer) {
+    let record = Record { value: Some(b"hello"), ..Record::default() };
+    let mut waiting = Vec::new();
+    for partition in 0..producer.partitions() {
+        waiting.push(producer.send_to(partition, &record).await.unwrap());
+    }
+    for delivery in waiting {
+        delivery.await.unwrap();
+    }
+}
+
+/// Does all at once.
+async fn join(tasks: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
+    tasks.collect::<JoinSet<()>>().join_all().await;
+}
+
+fn beside_others(board: &mut Scoreboard, place: &Place, runtime: &Runtime, producers: &[Producer]) {
     let root = place.path();
     let nats = |replicas, is_synced| nats::start(root, Setup { replicas, is_synced }, LOAD);
     let mut others = [
@@ -104,20 +115,15 @@ fn beside_others(
     let Load { streams, connections, in_flight, .. } = LOAD;
     let parameters =
         format!("partitions={streams}/connections={connections}/in-flight={in_flight}/size=1KiB");
-    board.compare(criterion, &contest("rivals", parameters, 6.0), &mut sides);
+    board.race(&contest("rivals", parameters, 6.0), &mut sides, ROUNDS);
 }
 
-fn beside_itself(
-    criterion: &mut Criterion,
-    board: &mut Scoreboard,
-    runtime: &Runtime,
-    [few, many]: [&[Producer]; 2],
-) {
+fn beside_itself(board: &mut Scoreboard, runtime: &Runtime, [few, many]: [&[Producer]; 2]) {
     let few_lap = &mut || runtime.block_on(send(few));
     let many_lap = &mut || runtime.block_on(send(many));
     let parameters = format!("partitions=16,{MANY}/connections={}/size=1KiB", LOAD.connections);
     let sides: &mut [(&str, Lap<'_>)] = &mut [("quipu-16", few_lap), ("quipu-1000", many_lap)];
-    board.compare(criterion, &contest("partitions", parameters, 0.8), sides);
+    board.race(&contest("partitions", parameters, 0.8), sides, ROUNDS);
 }
 
 fn contest(group: &'static str, parameters: String, target: f64) -> Contest {
@@ -128,35 +134,24 @@ fn contest(group: &'static str, parameters: String, target: f64) -> Contest {
 /// Sends a lap's records through all producers at once.
 async fn send(producers: &[Producer]) -> Duration {
     let started = Instant::now();
-    let mut tasks = JoinSet::new();
-    for (n, producer) in producers.iter().cloned().enumerate() {
-        let count = RECORDS / LOAD.connections;
-        tasks.spawn(async move { send_through(&producer, n, count).await });
-    }
-    tasks.join_all().await;
+    join(producers.iter().cloned().map(send_through)).await;
     started.elapsed()
 }
 
-async fn send_through(producer: &Producer, first: usize, count: usize) {
+/// Records have no keys: the producer spreads them as it does by default, a batch here and the next
+/// one there.
+async fn send_through(producer: Producer) {
     let value = noise(LOAD.record_bytes);
     let record = Record { value: Some(&value), ..Record::default() };
     let in_flight = LOAD.in_flight / LOAD.connections;
     let mut waiting: VecDeque<Delivery> = VecDeque::with_capacity(in_flight);
-    for n in 0..count {
+    for _ in 0..RECORDS / LOAD.connections {
         if waiting.len() == in_flight {
             waiting.pop_front().unwrap().await.unwrap();
         }
-        let partition = place_of(first, n, producer.partitions());
-        waiting.push_back(producer.send_to(partition, &record).await.unwrap());
+        waiting.push_back(producer.send(&record).await.unwrap());
     }
     for delivery in waiting {
         delivery.await.unwrap();
     }
-}
-
-/// Each producer has its share of the partitions, or shares one with others.
-fn place_of(producer: usize, n: usize, partitions: u32) -> u32 {
-    let (producer, n) = (producer as u32, n as u32);
-    let share = (partitions / LOAD.connections as u32).max(1);
-    (producer * share + n % share) % partitions
 }

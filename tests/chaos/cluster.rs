@@ -132,7 +132,9 @@ impl Cluster {
         let seeds = seeds.collect::<Vec<_>>().join(",");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path(id))?;
         let [clients, peers, http] = self.bed.addresses(place);
-        let mut command = self.bed.command(place, env!("CARGO_BIN_EXE_quipu"));
+        let program = std::env::var("QUIPU_CHAOS_SERVER");
+        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_quipu"));
+        let mut command = self.bed.command(place, program);
         command
             .args(["serve", "--node-id", &id.to_string(), "--seeds", &seeds])
             .args(["--listen", clients, "--peer-listen", peers, "--http-listen", http])

@@ -10,6 +10,7 @@
 //! | `QUIPU_CHAOS_SECONDS` | how long faults strike in a run; 60, and 600 at night |
 //! | `QUIPU_CHAOS_RUNS` | how many runs a night has; 48 |
 //! | `QUIPU_CHAOS_FAULTS` | names of faults to draw from, with commas; all |
+//! | `QUIPU_CHAOS_SERVER` | the program of the servers; the one that was built with the test |
 //! | `QUIPU_CHAOS_KEEP` | a directory that gets the history and the nodes' logs of failed runs |
 //!
 //! A seed decides the schedule, not the timing. Without root, or where a tool is missing, the run

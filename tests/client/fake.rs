@@ -76,6 +76,8 @@ pub(crate) struct State {
     /// What happens to all others.
     pub(crate) always: Option<Fault>,
     pub(crate) seen: Vec<Seen>,
+    /// Produce streams that were opened.
+    pub(crate) streams: usize,
     /// Who leads, as nodes say that do not know better.
     pub(crate) rumor: Option<u64>,
     /// One for each administrative call, in order: how it fails.
@@ -377,6 +379,7 @@ impl LogService for Node {
         request: Request<Streaming<api::ProduceStreamRequest>>,
     ) -> Answer<Self::ProduceStreamStream> {
         let may_forward = request.metadata().get("quipu-forward").is_none_or(|on| on != "off");
+        self.state().streams += 1;
         let (answers, receiver) = mpsc::channel(64);
         tokio::spawn(self.clone().produce_all(request.into_inner(), may_forward, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

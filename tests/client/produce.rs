@@ -24,8 +24,12 @@ async fn producer(fake: &Fake) -> Producer {
 }
 
 async fn send(producer: &Producer, value: &str) -> Delivery {
+    send_to(producer, 0, value).await
+}
+
+async fn send_to(producer: &Producer, partition: u32, value: &str) -> Delivery {
     let record = Record { value: Some(value.as_bytes()), ..Default::default() };
-    producer.send_to(0, &record).await.unwrap()
+    producer.send_to(partition, &record).await.unwrap()
 }
 
 /// Sends numbered records to partition 0 and waits for their fates.
@@ -97,6 +101,49 @@ async fn records_of_a_key_stay_together_and_others_are_spread() {
     }
     all.sort();
     assert_eq!(all, numbers(300));
+}
+
+/// More than the streams that a connection may have.
+#[tokio::test]
+async fn partitions_of_a_node_share_a_stream() {
+    let fake = Fake::start(300).await;
+    let producer = producer(&fake).await;
+    for partition in 0..300 {
+        send_to(&producer, partition, &numbered(partition as usize)).await;
+    }
+    producer.close().await;
+    (0..300).for_each(|partition| assert_eq!(fake.stored(partition), [numbered(partition)]));
+    assert_eq!(fake.state().streams, 1);
+}
+
+#[tokio::test]
+async fn a_break_for_one_partition_harms_none_of_those_that_share_the_stream() {
+    let (partitions, records) = (20, 50);
+    let fake = Fake::start(partitions).await;
+    let faults = [
+        Fault::CutBefore,
+        Fault::CutAfter,
+        Fault::Refuse(ErrorReason::Overloaded),
+        Fault::StoreAndSay(ErrorReason::OutcomeUnknown),
+    ];
+    // Between two of them there is time for others to be on their way.
+    let spread = |fault| std::iter::repeat_n(Fault::None, 13).chain([fault]);
+    fake.state().faults = faults.into_iter().cycle().take(12).flat_map(spread).collect();
+    let producer = producer(&fake).await;
+    let mut deliveries = Vec::new();
+    for n in 0..records {
+        for partition in 0..partitions as u32 {
+            let value = numbered(partition as usize * records + n);
+            deliveries.push((n, send_to(&producer, partition, &value).await));
+        }
+    }
+    for (n, delivery) in deliveries {
+        assert_eq!(delivery.await.unwrap().offset, n as u64);
+    }
+    let all: Vec<_> = (0..partitions).flat_map(|partition| fake.stored(partition)).collect();
+    assert_eq!(all, numbers(partitions * records));
+    assert_one_number_per_record(&fake);
+    assert!(fake.state().streams > 4, "the stream was cut");
 }
 
 #[tokio::test]

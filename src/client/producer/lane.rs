@@ -1,4 +1,4 @@
-//! The task that sends one partition's batches: over a stream to the leader, again after a break.
+//! The task that sends one partition's batches: over a [`link`] to the leader, again after a break.
 //!
 //! It runs from the partition's first record until the producer ends. What may be sent, and under
 //! which number, is the [`Window`]'s to say; here are time, retries and the network.
@@ -6,27 +6,25 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc};
-use tonic::Streaming;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::accumulator::{Accumulator, Closed, Next};
+use super::link::{self, Answer, Attachment, Links};
 use super::window::{Batch, Done, Fate, Outgoing, Step, Window};
 use super::{ProducerConfig, Receipt};
 use crate::batch::payload_crc;
 use crate::client::call::{Effect, Target};
-use crate::client::connection::Route;
-use crate::client::error::Repeat;
+use crate::client::error::{Origin, Repeat};
 use crate::client::retry::{Backoff, random_fraction};
-use crate::client::wire::{self, Produce, StreamedProduce};
+use crate::client::wire::{Produce, StreamedProduce};
 use crate::client::{Client, Error, Failure};
-use crate::proto::client::produce_stream_response::Outcome as Answer;
-use crate::proto::client::{
-    ErrorReason, InitProducerRequest, ProduceStreamResponse, ProducerStamp,
-};
+use crate::proto::client::produce_stream_response::Outcome;
+use crate::proto::client::{ErrorReason, InitProducerRequest, ProducerStamp};
 
 /// A stream that owes answers and gives none for so long is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// A stream that nobody uses is closed.
+/// A lane that has nothing to send lets go of its stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Leader hints followed at once, before pauses begin.
 const HINTS_MAX: u32 = 2;
@@ -42,6 +40,7 @@ pub(super) struct Lane {
     config: Arc<ProducerConfig>,
     topic_id: Arc<str>,
     accumulator: Arc<Accumulator>,
+    links: Arc<Links>,
     window: Window,
     room: Arc<Semaphore>,
     /// The accumulator has said that there will be no more.
@@ -57,18 +56,13 @@ pub(super) struct Lane {
     last_answer: Instant,
 }
 
-/// An open stream.
-struct Stream {
-    requests: mpsc::Sender<StreamedProduce>,
-    answers: Streaming<ProduceStreamResponse>,
-}
-
 impl Lane {
     pub(super) fn new(
         client: Client,
         config: Arc<ProducerConfig>,
         topic_id: Arc<str>,
         accumulator: Arc<Accumulator>,
+        links: Arc<Links>,
         room: Arc<Semaphore>,
     ) -> Self {
         let window = Window::new(config.batches_in_flight, config.is_idempotent);
@@ -77,6 +71,7 @@ impl Lane {
             config,
             topic_id,
             accumulator,
+            links,
             window,
             room,
             has_ended: false,
@@ -123,14 +118,16 @@ impl Lane {
         let (client, config) = (self.client.clone(), self.config.clone());
         let target = Target::Leader { topic: &config.topic, partition: self.partition() };
         let route = client.nodes().leader(&config.topic, self.partition());
-        let done = match self.open(&route).await {
-            Ok(stream) => self.exchange(stream).await,
-            Err(failure) => Err(failure),
-        };
-        let Err(failure) = done else {
+        let (since, in_flight) = (self.window.next_request_id(), self.config.batches_in_flight);
+        let link = self.links.attach(&route, self.partition(), since, in_flight);
+        self.last_answer = Instant::now();
+        let Err(failure) = self.exchange(link).await else {
             return Ok(());
         };
         let failure = failure.asked_of(&route.address);
+        if failure.origin != Origin::Server {
+            self.links.retire(&route);
+        }
         // A server may close a stream that has nothing to do.
         if !self.window.is_empty() {
             self.is_hinted = client.note_failure(target, &route, &failure);
@@ -188,33 +185,20 @@ impl Lane {
         Ok((identity, answer.ended_sequence.filter(|_| is_next)))
     }
 
-    /// Opens a stream with as much as may be on its way in it already.
-    async fn open(&mut self, route: &Route) -> Result<Stream, Failure> {
-        let (requests, receiver) = mpsc::channel(self.config.batches_in_flight);
-        self.send_all(&requests);
-        self.last_answer = Instant::now();
-        let opened = wire::produce_stream(route, receiver);
-        match tokio::time::timeout_at(self.patience().into(), opened).await {
-            Ok(answers) => Ok(Stream { requests, answers: answers? }),
-            Err(_) => Err(Failure::silent(ANSWER_TIMEOUT)),
-        }
-    }
-
     /// Sends batches and takes answers until the stream ends or is not needed.
-    async fn exchange(&mut self, mut stream: Stream) -> Result<(), Failure> {
+    async fn exchange(&mut self, link: Attachment) -> Result<(), Failure> {
+        let Attachment { requests, mut answers } = link;
         let accumulator = self.accumulator.clone();
         while !(self.window.needs_identity() || self.has_ended && self.window.is_empty()) {
-            self.send_all(&stream.requests);
+            let is_full = self.send_all(&requests);
             let takes_more = self.window.has_room() && !self.has_ended;
             tokio::select! {
-                answer = stream.answers.message() => match answer? {
-                    Some(answer) => self.on_answer(answer)?,
-                    None => return Err(Failure::cut("the server ended the stream")),
-                },
+                answer = answers.next() => self.on_answer(answer?)?,
                 next = accumulator.next(), if takes_more => match next {
                     Next::Batch(closed) => self.admit(closed),
                     Next::End => self.has_ended = true,
                 },
+                place = requests.reserve(), if is_full => drop(place),
                 () = tokio::time::sleep_until(self.patience().into()) => {
                     return match self.window.is_empty() {
                         true => Ok(()),
@@ -234,11 +218,17 @@ impl Lane {
         }
     }
 
-    /// The channel has a place for every batch that the window lets out.
-    fn send_all(&mut self, requests: &mpsc::Sender<StreamedProduce>) {
-        while let Ok(place) = requests.try_reserve() {
+    /// Sends what the window lets out. Returns true if the link is full.
+    fn send_all(&mut self, requests: &mpsc::Sender<StreamedProduce>) -> bool {
+        loop {
+            let place = match requests.try_reserve() {
+                Ok(place) => place,
+                Err(TrySendError::Full(())) => return true,
+                // The answers say why.
+                Err(TrySendError::Closed(())) => return false,
+            };
             let Some(outgoing) = self.window.next_to_send() else {
-                return;
+                return false;
             };
             place.send(self.request(outgoing));
         }
@@ -254,7 +244,8 @@ impl Lane {
             acks: self.config.acks.into(),
             producer: outgoing.stamp,
         };
-        StreamedProduce { request_id: outgoing.request_id, produce: Some(produce) }
+        let request_id = link::number(self.partition(), outgoing.request_id);
+        StreamedProduce { request_id, produce: Some(produce) }
     }
 
     /// Encodes a batch and takes it into the window.
@@ -278,11 +269,11 @@ impl Lane {
         }
     }
 
-    fn on_answer(&mut self, answer: ProduceStreamResponse) -> Result<(), Failure> {
+    fn on_answer(&mut self, answer: Answer) -> Result<(), Failure> {
         self.last_answer = Instant::now();
         let outcome = match answer.outcome {
-            Some(Answer::Produced(produced)) => Ok(produced.base_offset),
-            Some(Answer::Error(error)) => Err(Failure::from(error)),
+            Some(Outcome::Produced(produced)) => Ok(produced.base_offset),
+            Some(Outcome::Error(error)) => Err(Failure::from(error)),
             None => return Err(Failure::cut("the server sent an answer without an outcome")),
         };
         match self.window.on_answer(answer.request_id, outcome) {

@@ -1,15 +1,16 @@
 //! The producer: batches records, keeps many batches on their way, and stores each record once.
 //!
 //! A record is copied into the open batch of its partition ([`accumulator`]). A task per partition
-//! ([`lane`]) sends the batches over a stream to the partition's leader and keeps account of what
-//! is on its way ([`window`]). There is no task and no lock per record beyond that of its
-//! partition's batch.
+//! ([`lane`]) sends the batches to the partition's leader, over a stream that all lanes to that
+//! node share ([`link`]), and keeps account of what is on its way ([`window`]). There is no task
+//! and no lock per record beyond that of its partition's batch.
 //!
 //! Memory is bounded: a record takes its room before it is copied, and gives it back when its batch
 //! is done with.
 
 mod accumulator;
 mod lane;
+mod link;
 mod partitioner;
 mod window;
 
@@ -24,6 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::accumulator::Accumulator;
 use self::lane::Lane;
+use self::link::Links;
 use self::partitioner::Partitioner;
 use super::retry::random_fraction;
 use super::{Acks, Client, Error, Failure};
@@ -158,6 +160,7 @@ struct Inner {
     partitioner: Arc<Partitioner>,
     /// By partition.
     accumulators: Vec<Arc<Accumulator>>,
+    links: Arc<Links>,
     /// Room for records, in bytes.
     room: Arc<Semaphore>,
 }
@@ -180,6 +183,7 @@ impl Client {
                 client: self.clone(),
                 topic_id: topology.topic_id.as_str().into(),
                 accumulators: (0..partitions).map(accumulator).collect(),
+                links: Arc::default(),
                 room: Arc::new(Semaphore::new(config.buffer_bytes)),
                 partitioner,
                 config,
@@ -272,8 +276,9 @@ impl Producer {
 impl Inner {
     fn start_lane(&self, accumulator: Arc<Accumulator>) {
         let (client, config) = (self.client.clone(), self.config.clone());
-        let (topic_id, room) = (self.topic_id.clone(), self.room.clone());
-        tokio::spawn(Lane::new(client, config, topic_id, accumulator, room).run());
+        let (topic_id, links, room) =
+            (self.topic_id.clone(), self.links.clone(), self.room.clone());
+        tokio::spawn(Lane::new(client, config, topic_id, accumulator, links, room).run());
     }
 
     fn unknown_partition(&self, partition: u32) -> Error {

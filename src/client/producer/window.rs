@@ -53,7 +53,7 @@ enum State {
     /// To be sent on the present stream, or the next.
     Waiting,
     /// Sent on the present stream under this request id.
-    Sent(u64),
+    Sent(u32),
     /// Refused for good under its stamp. If earlier attempts are unknown, these will be refused,
     /// too, or have been stored since: the repair tells.
     Refused,
@@ -62,7 +62,7 @@ enum State {
 /// A request to be sent.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    pub(super) request_id: u64,
+    pub(super) request_id: u32,
     pub(super) bytes: Bytes,
     pub(super) crc: u32,
     pub(super) stamp: Option<ProducerStamp>,
@@ -106,7 +106,7 @@ pub(super) struct Window {
     identity: Option<ProducerStamp>,
     /// The identity is of no use any more.
     needs_repair: bool,
-    next_request_id: u64,
+    next_request_id: u32,
 }
 
 impl Window {
@@ -138,6 +138,11 @@ impl Window {
             stamp: None,
             is_unknown: false,
         });
+    }
+
+    /// The number of the next request. They begin anew after 2^32.
+    pub(super) fn next_request_id(&self) -> u32 {
+        self.next_request_id
     }
 
     /// When the first batch is to be given up.
@@ -199,7 +204,7 @@ impl Window {
             None => self.take_stamp(self.entries[at].batch.record_count),
         };
         let request_id = self.next_request_id;
-        self.next_request_id += 1;
+        self.next_request_id = request_id.wrapping_add(1);
         let entry = &mut self.entries[at];
         entry.stamp = stamp;
         entry.state = State::Sent(request_id);
@@ -216,7 +221,7 @@ impl Window {
     /// Takes the answer to a request: the offset of the batch, or why it was not stored.
     ///
     /// Answers come in the order of the requests; one that does not ends the stream.
-    pub(super) fn on_answer(&mut self, request_id: u64, answer: Result<u64, Failure>) -> Step {
+    pub(super) fn on_answer(&mut self, request_id: u32, answer: Result<u64, Failure>) -> Step {
         let first = self.entries.iter().position(Entry::is_sent);
         let expected = first.filter(|at| self.entries[*at].state == State::Sent(request_id));
         let Some(at) = expected else {

@@ -1,0 +1,204 @@
+//! Links: one stream to each node, which the lanes of its partitions share.
+//!
+//! A server bounds the streams of a connection, a topic may have more partitions than that. The
+//! requests of a partition leave in the order in which its lane gives them. Answers find their lane
+//! by the number of the request: its upper half is the partition.
+//!
+//! A link lives as long as a lane holds on to it. When its stream ends, all that do are told why.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::client::Failure;
+use crate::client::connection::Route;
+use crate::client::wire::{self, StreamedProduce};
+use crate::proto::client::ProduceStreamResponse;
+use crate::proto::client::produce_stream_response::Outcome;
+
+/// Requests that wait to be written to one stream. Their bytes are bounded by the producer's room.
+const QUEUE_MAX: usize = 256;
+
+/// The links of a producer.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    open: Mutex<ByNode>,
+}
+
+/// By address, and whether the node is asked not to forward.
+type ByNode = HashMap<(Arc<str>, bool), Weak<Link>>;
+
+#[derive(Debug)]
+struct Link {
+    requests: mpsc::Sender<StreamedProduce>,
+    listeners: Arc<Listeners>,
+    reader: AbortHandle,
+}
+
+/// Who waits for answers.
+#[derive(Debug, Default)]
+struct Listeners {
+    /// By partition.
+    waiting: Mutex<HashMap<u32, Listener>>,
+    /// Why the stream ended.
+    end: OnceLock<Failure>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    /// Its first request: answers to earlier ones are for nobody any more.
+    since: u32,
+    answers: mpsc::Sender<Answer>,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The number that the lane gave to the request.
+    pub(super) request_id: u32,
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// A lane's hold on a link.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) requests: mpsc::Sender<StreamedProduce>,
+    pub(super) answers: Answers,
+}
+
+/// The answers to one lane.
+#[derive(Debug)]
+pub(super) struct Answers {
+    partition: u32,
+    queue: mpsc::Receiver<Answer>,
+    link: Arc<Link>,
+}
+
+impl Links {
+    /// Attaches a lane to the link of a route, which is opened if there is none. At most
+    /// `in_flight` requests, from the number `since` on, wait for an answer at a time.
+    pub(super) fn attach(
+        &self,
+        route: &Route,
+        partition: u32,
+        since: u32,
+        in_flight: usize,
+    ) -> Attachment {
+        let mut open = self.open();
+        let key = (route.address.clone(), route.is_direct);
+        let known = open.get(&key).and_then(Weak::upgrade);
+        let link = known.filter(|link| !link.has_ended()).unwrap_or_else(|| {
+            open.retain(|_, link| link.strong_count() > 0);
+            let link = Arc::new(Link::open(route.clone()));
+            open.insert(key, Arc::downgrade(&link));
+            link
+        });
+        drop(open);
+        let (answers, queue) = mpsc::channel(in_flight);
+        link.listeners.waiting().insert(partition, Listener { since, answers });
+        if link.has_ended() {
+            link.listeners.waiting().clear();
+        }
+        let requests = link.requests.clone();
+        Attachment { requests, answers: Answers { partition, queue, link } }
+    }
+
+    /// Lets nobody else attach to the link of a route. Who has done so may go on with it.
+    pub(super) fn retire(&self, route: &Route) {
+        self.open().remove(&(route.address.clone(), route.is_direct));
+    }
+
+    fn open(&self) -> MutexGuard<'_, ByNode> {
+        self.open.lock().expect("no one panics with the links")
+    }
+}
+
+impl Link {
+    fn open(route: Route) -> Self {
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        let listeners = Arc::new(Listeners::default());
+        let reader = tokio::spawn(read(route, queue, listeners.clone())).abort_handle();
+        Self { requests, listeners, reader }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.listeners.end.get().is_some()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Listeners {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u32, Listener>> {
+        self.waiting.lock().expect("no one panics with the listeners")
+    }
+
+    fn hand_on(&self, answer: ProduceStreamResponse) {
+        let ProduceStreamResponse { request_id, outcome } = answer;
+        let (partition, request_id) = ((request_id >> 32) as u32, request_id as u32);
+        let mut waiting = self.waiting();
+        let Some(listener) = waiting.get(&partition) else { return };
+        if request_id.wrapping_sub(listener.since) >= 1 << 31 {
+            return;
+        }
+        // More answers than requests: the lane hears no more, and takes it for an end.
+        if listener.answers.try_send(Answer { request_id, outcome }).is_err() {
+            waiting.remove(&partition);
+        }
+    }
+
+    fn end(&self, failure: Failure) {
+        let _ = self.end.set(failure);
+        self.waiting().clear();
+    }
+}
+
+impl Answers {
+    /// Waits for the next answer.
+    ///
+    /// # Errors
+    /// Why the stream has ended.
+    ///
+    /// # Cancel safety
+    /// Cancelled, no answer is lost.
+    pub(super) async fn next(&mut self) -> Result<Answer, Failure> {
+        let answer = self.queue.recv().await;
+        answer.ok_or_else(|| {
+            let end = self.link.listeners.end.get().cloned();
+            end.unwrap_or_else(|| Failure::cut("the server answered what was not asked"))
+        })
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.link.listeners.waiting().remove(&self.partition);
+    }
+}
+
+/// The number under which a request goes over a link.
+pub(super) fn number(partition: u32, request_id: u32) -> u64 {
+    u64::from(partition) << 32 | u64::from(request_id)
+}
+
+/// Reads answers until the stream ends.
+async fn read(route: Route, queue: mpsc::Receiver<StreamedProduce>, listeners: Arc<Listeners>) {
+    let mut answers = match wire::produce_stream(&route, queue).await {
+        Ok(answers) => answers,
+        Err(status) => return listeners.end(status.into()),
+    };
+    let end = loop {
+        match answers.message().await {
+            Ok(Some(answer)) => listeners.hand_on(answer),
+            Ok(None) => break Failure::cut("the server ended the stream"),
+            Err(status) => break status.into(),
+        }
+    };
+    listeners.end(end);
+}
