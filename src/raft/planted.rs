@@ -1,7 +1,7 @@
 //! Planted bugs: breaches of one rule each, to prove that the simulation finds them.
 //!
 //! With the feature `planted-bugs` a test switches one of them on for its own thread, or names it
-//! in `QUIPU_PLANTED_BUG` for a whole process. Without it [`planted`] is a constant, and nothing of
+//! in `PLANTED_BUG` for a whole process. Without it [`planted`] is a constant, and nothing of
 //! this is left in the program.
 
 /// A breach of one rule.
@@ -161,9 +161,9 @@ mod selection {
 
     /// The bug that the environment names.
     fn named() -> Option<Bug> {
-        let name = std::env::var("QUIPU_PLANTED_BUG").ok()?;
+        let name = std::env::var("PLANTED_BUG").ok()?;
         let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
-        Some(found.expect("QUIPU_PLANTED_BUG names a bug that there is"))
+        Some(found.expect("PLANTED_BUG names a bug that there is"))
     }
 }
 

@@ -154,7 +154,7 @@ impl Cluster {
             }
         }
         if let Some(bug) = &self.bug {
-            command.env("QUIPU_PLANTED_BUG", bug);
+            command.env("PLANTED_BUG", bug);
         }
         let process = command.spawn().context("start a node")?;
         self.node(place).process = Some(process);

@@ -26,7 +26,7 @@ const BUGS: [(Bug, &[&str]); 5] = [
 fn breaches(bug: Bug, seed: u64) -> Vec<String> {
     let child = Command::new(std::env::current_exe().unwrap())
         .args([CHURN, "--exact", "--nocapture"])
-        .env("QUIPU_PLANTED_BUG", format!("{bug:?}"))
+        .env("PLANTED_BUG", format!("{bug:?}"))
         .env("QUIPU_CHURN_SEED", seed.to_string())
         .env("QUIPU_CHURN_SECONDS", SECONDS)
         .output()
