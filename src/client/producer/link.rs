@@ -202,3 +202,53 @@ async fn read(route: Route, queue: mpsc::Receiver<StreamedProduce>, listeners: A
     };
     listeners.end(end);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(listeners: &Listeners, partition: u32, since: u32) -> mpsc::Receiver<Answer> {
+        let (answers, queue) = mpsc::channel(2);
+        listeners.waiting().insert(partition, Listener { since, answers });
+        queue
+    }
+
+    fn answer(listeners: &Listeners, partition: u32, request_id: u32) {
+        let request_id = number(partition, request_id);
+        listeners.hand_on(ProduceStreamResponse { request_id, outcome: None });
+    }
+
+    fn heard(queue: &mut mpsc::Receiver<Answer>) -> Vec<u32> {
+        std::iter::from_fn(|| Some(queue.try_recv().ok()?.request_id)).collect()
+    }
+
+    #[test]
+    fn answers_find_the_lane_that_asked() {
+        let listeners = Listeners::default();
+        let (mut one, mut two) = (listen(&listeners, 1, 0), listen(&listeners, 2, 0));
+        answer(&listeners, 2, 0);
+        answer(&listeners, 1, 7);
+        answer(&listeners, 3, 0);
+        assert_eq!((heard(&mut one), heard(&mut two)), (vec![7], vec![0]));
+    }
+
+    #[test]
+    fn answers_to_what_was_asked_before_are_for_nobody() {
+        let listeners = Listeners::default();
+        let mut queue = listen(&listeners, 1, u32::MAX);
+        for request_id in [5, u32::MAX - 1, u32::MAX, 0] {
+            answer(&listeners, 1, request_id);
+        }
+        assert_eq!(heard(&mut queue), [5, u32::MAX], "and the queue had room for two");
+        assert!(queue.is_closed(), "more answers than requests end it");
+    }
+
+    #[test]
+    fn an_end_is_an_end_for_all() {
+        let listeners = Listeners::default();
+        let queues = [listen(&listeners, 1, 0), listen(&listeners, 2, 0)];
+        listeners.end(Failure::cut("it broke"));
+        assert!(queues.iter().all(mpsc::Receiver::is_closed));
+        assert_eq!(listeners.end.get().unwrap().message, "it broke");
+    }
+}

@@ -31,7 +31,7 @@ fn window(batches: u32) -> Window {
 }
 
 /// Sends what may be sent: (request id, records, producer id, sequence).
-fn send(window: &mut Window) -> Vec<(u64, String, u64, u32)> {
+fn send(window: &mut Window) -> Vec<(u32, String, u64, u32)> {
     std::iter::from_fn(|| window.next_to_send())
         .map(|out| {
             let stamp = out.stamp.unwrap();
@@ -82,7 +82,7 @@ fn after_a_break_the_same_batches_go_out_under_the_same_numbers_and_in_order() {
     done(window.on_answer(0, Ok(0))).unwrap();
     assert!(window.on_cut(&cut()).is_empty());
     let again = send(&mut window);
-    let strip = |sent: &[(u64, String, u64, u32)]| -> Vec<_> {
+    let strip = |sent: &[(u32, String, u64, u32)]| -> Vec<_> {
         sent.iter().map(|(_, records, id, seq)| (records.clone(), *id, *seq)).collect()
     };
     assert_eq!(strip(&again), strip(&first)[1..]);
