@@ -15,7 +15,7 @@ use super::window::{Batch, Done, Fate, Outgoing, Step, Window};
 use super::{ProducerConfig, Receipt};
 use crate::batch::payload_crc;
 use crate::client::call::{Effect, Target};
-use crate::client::error::{Origin, Repeat};
+use crate::client::error::Repeat;
 use crate::client::retry::{Backoff, random_fraction};
 use crate::client::wire::{Produce, StreamedProduce};
 use crate::client::{Client, Error, Failure};
@@ -125,9 +125,6 @@ impl Lane {
             return Ok(());
         };
         let failure = failure.asked_of(&route.address);
-        if failure.origin != Origin::Server {
-            self.links.retire(&route);
-        }
         // A server may close a stream that has nothing to do.
         if !self.window.is_empty() {
             self.is_hinted = client.note_failure(target, &route, &failure);
@@ -200,10 +197,11 @@ impl Lane {
                 },
                 place = requests.reserve(), if is_full => drop(place),
                 () = tokio::time::sleep_until(self.patience().into()) => {
-                    return match self.window.is_empty() {
-                        true => Ok(()),
-                        false => Err(Failure::silent(self.last_answer.elapsed())),
-                    };
+                    if self.window.is_empty() {
+                        return Ok(());
+                    }
+                    answers.suspect_link();
+                    return Err(Failure::silent(self.last_answer.elapsed()));
                 }
             }
         }

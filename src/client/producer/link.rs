@@ -7,6 +7,7 @@
 //! A link lives as long as a lane holds on to it. When its stream ends, all that do are told why.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use tokio::sync::mpsc;
@@ -35,6 +36,8 @@ struct Link {
     requests: mpsc::Sender<StreamedProduce>,
     listeners: Arc<Listeners>,
     reader: AbortHandle,
+    /// A lane has heard nothing on it for too long.
+    is_suspect: AtomicBool,
 }
 
 /// Who waits for answers.
@@ -89,7 +92,7 @@ impl Links {
         let mut open = self.open();
         let key = (route.address.clone(), route.is_direct);
         let known = open.get(&key).and_then(Weak::upgrade);
-        let link = known.filter(|link| !link.has_ended()).unwrap_or_else(|| {
+        let link = known.filter(|link| link.is_sound()).unwrap_or_else(|| {
             open.retain(|_, link| link.strong_count() > 0);
             let link = Arc::new(Link::open(route.clone()));
             open.insert(key, Arc::downgrade(&link));
@@ -105,11 +108,6 @@ impl Links {
         Attachment { requests, answers: Answers { partition, queue, link } }
     }
 
-    /// Lets nobody else attach to the link of a route. Who has done so may go on with it.
-    pub(super) fn retire(&self, route: &Route) {
-        self.open().remove(&(route.address.clone(), route.is_direct));
-    }
-
     fn open(&self) -> MutexGuard<'_, ByNode> {
         self.open.lock().expect("no one panics with the links")
     }
@@ -120,7 +118,12 @@ impl Link {
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
         let listeners = Arc::new(Listeners::default());
         let reader = tokio::spawn(read(route, queue, listeners.clone())).abort_handle();
-        Self { requests, listeners, reader }
+        Self { requests, listeners, reader, is_suspect: AtomicBool::new(false) }
+    }
+
+    /// Whether lanes may still attach to it.
+    fn is_sound(&self) -> bool {
+        !self.has_ended() && !self.is_suspect.load(Ordering::Relaxed)
     }
 
     fn has_ended(&self) -> bool {
@@ -174,6 +177,11 @@ impl Answers {
             end.unwrap_or_else(|| Failure::cut("the server answered what was not asked"))
         })
     }
+
+    /// Lets no lane attach to this link any more. Those that have may go on with it.
+    pub(super) fn suspect_link(&self) {
+        self.link.is_suspect.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Answers {
@@ -206,6 +214,8 @@ async fn read(route: Route, queue: mpsc::Receiver<StreamedProduce>, listeners: A
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ClientConfig;
+    use crate::client::connection::Nodes;
 
     fn listen(listeners: &Listeners, partition: u32, since: u32) -> mpsc::Receiver<Answer> {
         let (answers, queue) = mpsc::channel(2);
@@ -250,5 +260,20 @@ mod tests {
         listeners.end(Failure::cut("it broke"));
         assert!(queues.iter().all(mpsc::Receiver::is_closed));
         assert_eq!(listeners.end.get().unwrap().message, "it broke");
+    }
+
+    #[tokio::test]
+    async fn only_the_link_that_is_suspected_is_left_alone() {
+        let nodes = Nodes::new(&ClientConfig::new(["127.0.0.1:1"])).unwrap();
+        let (route, links) = (nodes.any(), Links::default());
+        let attach = |partition| links.attach(&route, partition, 0, 1).answers;
+        let is_shared = |a: &Answers, b: &Answers| Arc::ptr_eq(&a.link, &b.link);
+        let (one, two) = (attach(1), attach(2));
+        assert!(is_shared(&one, &two));
+        one.suspect_link();
+        let three = attach(3);
+        assert!(!is_shared(&one, &three));
+        two.suspect_link();
+        assert!(is_shared(&three, &attach(4)), "it is another one that is suspected");
     }
 }
