@@ -1,5 +1,9 @@
 //! How clusters begin, and who is let in.
 
+use std::net::TcpListener;
+
+use quipu::types::NodeId;
+
 use crate::support::{Cluster, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,4 +27,18 @@ async fn a_node_comes_back_as_who_it_was() {
     cluster.stop(1).await;
     cluster.restart(1).await;
     assert_eq!(cluster.server(1).node().identity().incarnation, incarnation);
+}
+
+/// A test whose port somebody else has ends, instead of waiting for ever for that server.
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "all servers start")]
+async fn servers_do_not_wait_for_one_that_cannot_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    Cluster::start_with(3, |settings| {
+        if settings.node == NodeId(3) {
+            settings.listen = address;
+        }
+    })
+    .await;
 }

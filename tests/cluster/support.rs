@@ -2,8 +2,10 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use quipu::server::{Server, Settings};
 use quipu::types::NodeId;
 use quipu::{raft, rpc, storage};
@@ -15,9 +17,21 @@ fn raft_config() -> raft::Config {
     raft::Config { tick_ms: 20, election_ticks: 20, heartbeat_ticks: 4, ..raft::Config::default() }
 }
 
-/// A port that was free a moment ago.
+/// Ports below those that the system gives to whoever asks for any: nobody gets one of them between
+/// the moment when it is found to be free and the one when it is used.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// An address that is free, and that this process gives out once.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(997);
+    let is_free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+    let next = || {
+        let n = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + (n % PORTS.len() as u32) as u16;
+        Some(SocketAddr::from(([127, 0, 0, 1], port)))
+    };
+    std::iter::from_fn(next).find(is_free).expect("it is looked for until one is found")
 }
 
 /// What node `node` is told, to found a cluster with `seeds`.
@@ -72,11 +86,10 @@ impl Cluster {
         let mut settings: Vec<_> =
             seeds.iter().map(|(node, peer)| settings(root.path(), *node, *peer, &seeds)).collect();
         settings.iter_mut().for_each(change);
-        let starting = settings.iter().cloned().map(|s| tokio::spawn(Server::start(s)));
-        let mut servers = Vec::new();
-        for server in starting.collect::<Vec<_>>() {
-            servers.push(Some(server.await.unwrap().unwrap()));
-        }
+        // They wait for each other: one that cannot start has to end all of it.
+        let start = async |one| tokio::spawn(Server::start(one)).await.unwrap();
+        let started = try_join_all(settings.iter().cloned().map(start)).await;
+        let servers = started.expect("all servers start").into_iter().map(Some).collect();
         let cluster = Self { _root: root, settings, servers };
         for server in cluster.servers.iter().flatten() {
             server.wait_until_ready().await;

@@ -1,7 +1,6 @@
 //! The processes of a cluster: started, killed and asked how they are.
 
 use std::fs::{self, File, OpenOptions};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{sleep, timeout};
+
+use crate::support::free_address;
 
 pub const TOPIC: &str = "cords";
 /// How long anything may take that is waited for.
@@ -283,10 +284,8 @@ pub fn signal(process: &Child, signal: Signal) {
     kill_process(id, signal).unwrap();
 }
 
-/// Three addresses that were free a moment ago.
 fn free_addresses() -> [String; 3] {
-    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+    [(); 3].map(|()| free_address().to_string())
 }
 
 /// Waits until `look` finds something.
