@@ -16,7 +16,6 @@ mod quorum;
 #[allow(dead_code, reason = "another bench reads")]
 mod stream;
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,11 +23,11 @@ use bytes::Bytes;
 use contest::{Contest, Scoreboard, median};
 use criterion::Criterion;
 use nats::Setup;
-use peers::Load;
+use peers::{Load, send};
 use place::Place;
 use processes::Nodes;
 use quipu::batch::{BatchBuilder, Codec, Limits, Record};
-use quipu::client::{Client, Delivery, Producer, ProducerConfig};
+use quipu::client::{Client, Producer, ProducerConfig};
 use quipu::proto::client::{CreateTopicRequest, Topic};
 use quorum::Quorum;
 use stream::{BATCH_BYTES, connect, noise, produce};
@@ -38,10 +37,10 @@ const KEPT_BYTES: usize = 256 << 20;
 /// Batches of a lap, and how many of them are on their way.
 const BATCHES: usize = 512;
 const BATCHES_IN_FLIGHT: usize = 8;
-/// Records of a lap that are sent one by one, and how many of them are on their way.
-const RECORDS: usize = 40_000;
-const RECORDS_IN_FLIGHT: usize = 2_000;
-const RECORD_BYTES: usize = 1024;
+/// Records that are sent one by one over a connection, for so long a lap.
+const LOAD: Load = Load { streams: 1, connections: 1, record_bytes: 1024, in_flight: 2_000 };
+const LAP: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 10;
 /// Records of a lap that are each waited for, and bytes of each.
 const WAITS: usize = 200;
 const SMALL_BYTES: usize = 100;
@@ -58,7 +57,7 @@ fn main() {
     bench.batches(&mut criterion, &mut board, &mut floor);
     bench.latency(&mut criterion, &mut board, &mut floor);
     drop(floor);
-    bench.records(&mut criterion, &mut board, place.path());
+    bench.records(&mut board, place.path());
     criterion.final_summary();
     board.print();
 }
@@ -137,28 +136,26 @@ impl Bench<'_> {
     }
 
     /// Records sent one by one through the client, which may batch them.
-    fn records(&self, criterion: &mut Criterion, board: &mut Scoreboard, root: &Path) {
+    fn records(&self, board: &mut Scoreboard, root: &Path) {
         self.make_topic("records", 1);
         self.make_topic("spread", 4);
         let linger = ProducerConfig::new("").linger;
         let (one, four) = (self.producer("records", linger), self.producer("spread", linger));
-        let (streams, connections, record_bytes) = (1, 1, RECORD_BYTES);
-        let load = Load { streams, connections, record_bytes, in_flight: RECORDS_IN_FLIGHT };
-        let mut nats = nats::start(root, Setup { replicas: 3, is_synced: true }, load);
-        let one_lap = &mut || self.runtime.block_on(send_many(&one));
-        let four_lap = &mut || self.runtime.block_on(send_many(&four));
-        let parameters = format!("replicas=3/fsync/in-flight={RECORDS_IN_FLIGHT}/size=1KiB");
-        let (operations, bytes) = (RECORDS as u64, (RECORDS * RECORD_BYTES) as u64);
+        let mut nats = nats::start(root, Setup { replicas: 3, is_synced: true }, LOAD);
+        let lap = |producer| self.runtime.block_on(send(std::slice::from_ref(producer), LOAD, LAP));
+        let (one_lap, four_lap) = (&mut || lap(&one), &mut || lap(&four));
+        let parameters = format!("replicas=3/fsync/in-flight={}/size=1KiB", LOAD.in_flight);
+        let (operations, bytes) = (1, LOAD.record_bytes as u64);
         let contest = Contest { group: "records", parameters, operations, bytes, target: 4.0 };
         let mut nats_lap;
-        let mut sides: Vec<(&str, contest::Lap<'_>)> = Vec::new();
+        let mut sides: Vec<(&str, contest::TimedLap<'_>)> = Vec::new();
         if let Some(nats) = &mut nats {
-            nats_lap = || nats.publish(RECORDS);
+            nats_lap = || nats.publish(LAP);
             sides.push(("nats-r3-synced", &mut nats_lap));
         }
         sides.push(("quipu", one_lap));
         sides.push(("quipu-4-partitions", four_lap));
-        board.compare(criterion, &contest, &mut sides);
+        board.race(&contest, &mut sides, ROUNDS);
     }
 }
 
@@ -186,21 +183,4 @@ async fn send_each(producer: &Producer) -> Vec<Duration> {
         times.push(started.elapsed());
     }
     times
-}
-
-async fn send_many(producer: &Producer) -> Duration {
-    let value = noise(RECORD_BYTES);
-    let record = Record { value: Some(&value), ..Record::default() };
-    let mut waiting: VecDeque<Delivery> = VecDeque::with_capacity(RECORDS_IN_FLIGHT);
-    let started = Instant::now();
-    for _ in 0..RECORDS {
-        if waiting.len() == RECORDS_IN_FLIGHT {
-            waiting.pop_front().unwrap().await.unwrap();
-        }
-        waiting.push_back(producer.send(&record).await.unwrap());
-    }
-    for delivery in waiting {
-        delivery.await.unwrap();
-    }
-    started.elapsed()
 }

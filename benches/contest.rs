@@ -29,9 +29,9 @@ pub(crate) struct Contest {
     pub(crate) group: &'static str,
     /// The parameters, the second part.
     pub(crate) parameters: String,
-    /// Operations in a lap.
+    /// Operations in a lap. In a race they only give `bytes` their measure.
     pub(crate) operations: u64,
-    /// Payload bytes in a lap.
+    /// Payload bytes of them.
     pub(crate) bytes: u64,
     /// How fast Quipu must be in relation to the floor, at least.
     pub(crate) target: f64,
@@ -39,6 +39,16 @@ pub(crate) struct Contest {
 
 /// Does one lap and returns the time that counts.
 pub(crate) type Lap<'a> = &'a mut dyn FnMut() -> Duration;
+
+/// What was done in a lap that ends when its time is up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) operations: u64,
+    pub(crate) took: Duration,
+}
+
+/// Does as much as it can in a lap of some time.
+pub(crate) type TimedLap<'a> = &'a mut dyn FnMut() -> Work;
 
 /// The results so far.
 #[derive(Default)]
@@ -87,33 +97,53 @@ impl Scoreboard {
             });
         }
         group.finish();
-        self.note(contest, sides, &mut laps);
+        let nanos = |lap: Duration| lap.as_secs_f64() * 1e9 / contest.operations as f64;
+        let pace = |laps: Vec<Duration>| laps.into_iter().map(nanos).collect();
+        self.note(contest, sides, laps.into_iter().map(pace).collect());
     }
 
-    /// The same for sides of which some are much slower than others: so many rounds after a first
-    /// one that does not count, each with a lap of every side.
+    /// The same for sides of which some are much slower than others, so that each gets laps of the
+    /// same time: so many rounds after a first one that does not count, each with a lap of every
+    /// side. Before a lap the disk gets done with what the one before has left to write.
     #[allow(dead_code, reason = "most benches compare two sides")]
-    pub(crate) fn race(&mut self, contest: &Contest, sides: &mut [(&str, Lap<'_>)], rounds: usize) {
-        run_lap_each(sides, &mut vec![Vec::new(); sides.len()]);
-        let mut laps = vec![Vec::new(); sides.len()];
-        for round in 1..=rounds {
-            run_lap_each(sides, &mut laps);
-            eprintln!("{}: round {round} of {rounds}", contest.group);
+    pub(crate) fn race(
+        &mut self,
+        contest: &Contest,
+        sides: &mut [(&str, TimedLap<'_>)],
+        rounds: usize,
+    ) {
+        let mut paces = vec![Vec::new(); sides.len()];
+        for round in 0..=rounds {
+            for ((name, lap), paces) in sides.iter_mut().zip(&mut paces) {
+                rustix::fs::sync();
+                let Work { operations, took } = lap();
+                let per_second = operations as f64 / took.as_secs_f64();
+                eprintln!("{} {round}/{rounds}: {name} {per_second:.0}/s", contest.group);
+                if round > 0 {
+                    paces.push(1e9 / per_second);
+                }
+            }
         }
-        self.note(contest, sides, &mut laps);
+        self.note(contest, sides, paces);
     }
 
-    fn note(&mut self, contest: &Contest, sides: &[(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
-        if laps.iter().any(Vec::is_empty) {
+    /// Takes the nanoseconds that an operation took in each lap of each side.
+    fn note<L>(&mut self, contest: &Contest, sides: &[(&str, L)], mut paces: Vec<Vec<f64>>) {
+        if paces.iter().any(Vec::is_empty) {
             return;
         }
-        let medians: Vec<f64> = laps.iter_mut().map(|laps| median(laps).as_secs_f64()).collect();
+        let middle = |paces: &mut Vec<f64>| {
+            paces.sort_unstable_by(f64::total_cmp);
+            paces[paces.len() / 2]
+        };
+        let medians: Vec<f64> = paces.iter_mut().map(middle).collect();
+        let operation_bytes = contest.bytes as f64 / contest.operations as f64;
         for (n, (name, _)) in sides.iter().enumerate() {
             let is_ours = name.starts_with("quipu");
             self.lines.push(Line {
                 id: format!("{}/{}/{name}", contest.group, contest.parameters),
-                nanos: medians[n] * 1e9 / contest.operations as f64,
-                bytes_per_second: contest.bytes as f64 / medians[n],
+                nanos: medians[n],
+                bytes_per_second: operation_bytes * 1e9 / medians[n],
                 ratio: (n > 0).then(|| medians[0] / medians[n]),
                 target: is_ours.then_some(contest.target),
             });
@@ -196,6 +226,7 @@ fn run_lap_each(sides: &mut [(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
 }
 
 /// The middle one of some durations.
+#[allow(dead_code, reason = "most benches time whole laps")]
 pub(crate) fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]

@@ -1,9 +1,17 @@
-//! Other servers, and the driver that publishes to them through their own clients.
+//! Other servers, and the driver that publishes to them through their own clients; and what it
+//! does, done to ours.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use quipu::batch::Record;
+use quipu::client::{Delivery, Producer};
+use tokio::task::JoinSet;
+
+use crate::contest::Work;
 use crate::processes::{Conversation, Process};
+use crate::stream::noise;
 
 /// What is published.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +51,54 @@ impl Driver {
         Self { driver, _processes: processes }
     }
 
-    /// Publishes so many records, and returns how long it took until all were acknowledged.
-    pub(crate) fn publish(&mut self, count: usize) -> Duration {
-        self.driver.say(&count.to_string());
-        Duration::from_nanos(self.driver.hear().parse().expect("the driver says nanoseconds"))
+    /// Publishes for so long, and then waits until all is acknowledged.
+    pub(crate) fn publish(&mut self, time: Duration) -> Work {
+        self.driver.say(&time.as_millis().to_string());
+        let said = self.driver.hear();
+        let numbers: Vec<u64> = said.split(' ').filter_map(|text| text.parse().ok()).collect();
+        let [operations, nanos] = numbers[..] else { panic!("the driver said {said}") };
+        Work { operations, took: Duration::from_nanos(nanos) }
+    }
+}
+
+/// Sends for so long through all producers at once, each a connection of a load, and then waits
+/// until all is acknowledged.
+///
+/// Records have no keys: a producer spreads them as it does by default, a batch here and the next
+/// one there.
+pub(crate) async fn send(producers: &[Producer], load: Load, time: Duration) -> Work {
+    let started = Instant::now();
+    let tasks: JoinSet<u64> = producers
+        .iter()
+        .map(|producer| send_until(producer.clone(), load, started + time))
+        .collect();
+    let operations = tasks.join_all().await.into_iter().sum();
+    Work { operations, took: started.elapsed() }
+}
+
+/// Returns how many records it has sent.
+async fn send_until(producer: Producer, load: Load, end: Instant) -> u64 {
+    let value = noise(load.record_bytes);
+    let record = Record { value: Some(&value), ..Record::default() };
+    let in_flight = load.in_flight / load.connections;
+    let mut waiting: VecDeque<Delivery> = VecDeque::with_capacity(in_flight);
+    let mut sent = 0;
+    while Instant::now() < end {
+        if waiting.len() == in_flight {
+            acknowledged(&mut waiting).await;
+        }
+        waiting.push_back(producer.send(&record).await.expect("a record is taken"));
+        sent += 1;
+    }
+    while !waiting.is_empty() {
+        acknowledged(&mut waiting).await;
+    }
+    sent
+}
+
+async fn acknowledged(waiting: &mut VecDeque<Delivery>) {
+    if let Some(oldest) = waiting.pop_front() {
+        oldest.await.expect("a record is acknowledged");
     }
 }
 

@@ -18,26 +18,23 @@ mod redis;
 #[allow(dead_code, reason = "other benches measure streams")]
 mod stream;
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use contest::{Contest, Lap, Scoreboard};
+use contest::{Contest, Scoreboard, TimedLap};
 use nats::Setup;
-use peers::{Driver, Load};
+use peers::{Driver, Load, send};
 use place::Place;
 use processes::Nodes;
 use quipu::batch::Record;
-use quipu::client::{Delivery, Producer, ProducerConfig};
+use quipu::client::{Producer, ProducerConfig};
 use quipu::proto::client::CreateTopicRequest;
-use stream::noise;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 const KEPT_BYTES: usize = 256 << 20;
 const LOAD: Load = Load { streams: 16, connections: 32, record_bytes: 1024, in_flight: 4_096 };
-/// Records of a lap.
-const RECORDS: usize = 32_000;
-const ROUNDS: usize = 10;
+const LAP: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 7;
 /// Partitions that together are to be about as fast as sixteen.
 const MANY: u32 = 1_000;
 
@@ -71,7 +68,9 @@ fn producers(runtime: &Runtime, nodes: &Nodes, topic: &str, partitions: u32) -> 
         runtime.block_on(client.producer(ProducerConfig::new(topic))).unwrap()
     };
     let producers: Vec<_> = (0..LOAD.connections).map(make).collect();
-    runtime.block_on(join(producers.iter().cloned().map(meet_all)));
+    let meet =
+        async { producers.iter().cloned().map(meet_all).collect::<JoinSet<()>>().join_all().await };
+    runtime.block_on(meet);
     producers
 }
 
@@ -87,11 +86,6 @@ async fn meet_all(producer: Producer) {
     }
 }
 
-/// Does all at once.
-async fn join(tasks: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
-    tasks.collect::<JoinSet<()>>().join_all().await;
-}
-
 fn beside_others(board: &mut Scoreboard, place: &Place, runtime: &Runtime, producers: &[Producer]) {
     let root = place.path();
     let nats = |replicas, is_synced| nats::start(root, Setup { replicas, is_synced }, LOAD);
@@ -104,10 +98,10 @@ fn beside_others(board: &mut Scoreboard, place: &Place, runtime: &Runtime, produ
         ("redis-everysec", redis::start(root, false, LOAD)),
     ];
     let others = others.iter_mut().filter_map(|(name, driver)| Some((*name, driver.as_mut()?)));
-    let lap_of = |driver: &mut Driver| driver.publish(RECORDS);
+    let lap_of = |driver: &mut Driver| driver.publish(LAP);
     let mut laps: Vec<_> = others.map(|(name, driver)| (name, || lap_of(driver))).collect();
-    let quipu_lap = &mut || runtime.block_on(send(producers));
-    let mut sides: Vec<(&str, Lap<'_>)> = Vec::new();
+    let quipu_lap = &mut || runtime.block_on(send(producers, LOAD, LAP));
+    let mut sides: Vec<(&str, TimedLap<'_>)> = Vec::new();
     for (name, lap) in &mut laps {
         sides.push((name, lap));
     }
@@ -119,39 +113,13 @@ fn beside_others(board: &mut Scoreboard, place: &Place, runtime: &Runtime, produ
 }
 
 fn beside_itself(board: &mut Scoreboard, runtime: &Runtime, [few, many]: [&[Producer]; 2]) {
-    let few_lap = &mut || runtime.block_on(send(few));
-    let many_lap = &mut || runtime.block_on(send(many));
+    let few_lap = &mut || runtime.block_on(send(few, LOAD, LAP));
+    let many_lap = &mut || runtime.block_on(send(many, LOAD, LAP));
     let parameters = format!("partitions=16,{MANY}/connections={}/size=1KiB", LOAD.connections);
-    let sides: &mut [(&str, Lap<'_>)] = &mut [("quipu-16", few_lap), ("quipu-1000", many_lap)];
+    let sides: &mut [(&str, TimedLap<'_>)] = &mut [("quipu-16", few_lap), ("quipu-1000", many_lap)];
     board.race(&contest("partitions", parameters, 0.8), sides, ROUNDS);
 }
 
 fn contest(group: &'static str, parameters: String, target: f64) -> Contest {
-    let (operations, bytes) = (RECORDS as u64, (RECORDS * LOAD.record_bytes) as u64);
-    Contest { group, parameters, operations, bytes, target }
-}
-
-/// Sends a lap's records through all producers at once.
-async fn send(producers: &[Producer]) -> Duration {
-    let started = Instant::now();
-    join(producers.iter().cloned().map(send_through)).await;
-    started.elapsed()
-}
-
-/// Records have no keys: the producer spreads them as it does by default, a batch here and the next
-/// one there.
-async fn send_through(producer: Producer) {
-    let value = noise(LOAD.record_bytes);
-    let record = Record { value: Some(&value), ..Record::default() };
-    let in_flight = LOAD.in_flight / LOAD.connections;
-    let mut waiting: VecDeque<Delivery> = VecDeque::with_capacity(in_flight);
-    for _ in 0..RECORDS / LOAD.connections {
-        if waiting.len() == in_flight {
-            waiting.pop_front().unwrap().await.unwrap();
-        }
-        waiting.push_back(producer.send(&record).await.unwrap());
-    }
-    for delivery in waiting {
-        delivery.await.unwrap();
-    }
+    Contest { group, parameters, operations: 1, bytes: LOAD.record_bytes as u64, target }
 }

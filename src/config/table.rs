@@ -143,9 +143,9 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "storage.spares_max",
-        Text("4"),
+        Text("32"),
         things(0, 1024, |c, v| c.storage.spares_max = v as usize),
-        "Segment files prepared ahead of use",
+        "Segment files kept for another use, where the disk has room for so many; one is prepared",
     ),
     key(
         "storage.open_segments_max",

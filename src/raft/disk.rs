@@ -375,9 +375,9 @@ impl Disk {
         let Some(log) = self.logs.get_mut(&group) else {
             return Ok(None);
         };
-        match log.reclaim() {
+        match log.reclaim_in_background() {
             // What the log would begin with is damaged: what is there stays.
-            Ok(_) | Err(storage::Error::Corrupt(_)) => {}
+            Ok(()) | Err(storage::Error::Corrupt(_)) => {}
             Err(error) => return Err(error),
         }
         let reader = log.reader();

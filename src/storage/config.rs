@@ -13,7 +13,9 @@ pub struct Config {
     pub allocation_bytes_first: u64,
     /// A segment file never grows by more than this at a time.
     pub allocation_bytes_max: u64,
-    /// Prepared segment files kept ready; 0 for none.
+    /// Prepared segment files kept ready; 0 for none. Retention fills them up with what it drops:
+    /// as many as roll in the time between two looks of retention save both the removal of files
+    /// and the writing of new ones. One is prepared in any case.
     pub spares_max: usize,
     /// Segment files that are open and mapped at a time, the dirty ones not counted.
     pub open_segments_max: usize,
@@ -39,7 +41,7 @@ impl Default for Config {
             index_interval_bytes: 4 * 1024,
             allocation_bytes_first: 16 * 1024,
             allocation_bytes_max: 1024 * 1024,
-            spares_max: 4,
+            spares_max: 32,
             open_segments_max: 4096,
             low_water_bytes: 256 * 1024 * 1024,
             reserve_bytes: 64 * 1024 * 1024,
@@ -51,6 +53,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether the directory has threads of its own.
+    pub(super) fn has_threads(&self) -> bool {
+        self.sync_threads > 0
+    }
+
     /// Sizes so small that a few appends roll segments and grow files.
     pub fn tiny() -> Self {
         Self {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use super::config::Config;
 use super::error::{Error, Result};
 use super::fs::{Fs, Lock};
+use super::housekeeping::Departures;
 use super::journal::Journal;
 use super::segment::Segment;
 use super::spare::Spares;
@@ -29,6 +30,7 @@ pub(super) struct Context {
     pub(super) config: Config,
     pub(super) journal: Journal,
     pub(super) spares: Spares,
+    pub(super) departures: Departures,
     pub(super) open_segments: OpenSegments,
     pub(super) failure: Arc<Failure>,
     /// Counts changes of what is damaged or suspected, in all logs.

@@ -14,8 +14,7 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -24,6 +23,7 @@ use super::context::{Context, Failure, OpenSegments, RESERVE};
 use super::error::{Error, IoContext as _, Result};
 use super::fs::{Fs, OpenMode, read_exact_at};
 use super::header::Tip;
+use super::housekeeping::{Departures, Housekeeper, housekeep};
 use super::journal::{Change, FactKind, Journal};
 use super::log::Log;
 use super::open::{self, free_path};
@@ -37,7 +37,6 @@ pub(super) const MARKER: &str = "quipu.dir";
 const MARKER_TEXT: &str = "quipu data directory, format ";
 const FORMAT: u32 = 1;
 pub(super) const LOCK: &str = "quipu.lock";
-const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
 
 /// An open data directory. One process has it at a time: until this and all its logs are dropped.
 #[derive(Debug)]
@@ -78,13 +77,14 @@ impl DataDir {
         }
         let spares = Spares::open(&*fs, root.join("spare"), config.spares_max)?;
         let open_segments = OpenSegments::new(config.open_segments_max);
-        let has_threads = config.sync_threads > 0;
+        let has_threads = config.has_threads();
         let context = Arc::new(Context {
             fs,
             root: root.to_path_buf(),
             config,
             journal,
             spares,
+            departures: Departures::default(),
             open_segments,
             failure,
             damage_news: Arc::default(),
@@ -174,6 +174,7 @@ impl DataDir {
     pub fn open_log(&self, id: LogId) -> Result<(Log, RecoveryReport)> {
         self.context.failure.check()?;
         let started = Instant::now();
+        self.context.departures.forget(id);
         let dir = self.context.log_dir(id);
         if self.context.fs.list(&dir).is_err() {
             return Err(Error::UnknownLog { log: id, path: self.context.root.clone() });
@@ -200,6 +201,7 @@ impl DataDir {
     /// # Errors
     /// What the system said; whatever is left goes with the next try.
     pub fn delete_log(&self, id: LogId) -> Result<()> {
+        self.context.departures.forget(id);
         if let Some(sync) = self.context.forget_log(id) {
             sync.abandon()?;
         }
@@ -221,6 +223,7 @@ impl DataDir {
     /// # Errors
     /// What the system said.
     pub fn quarantine_log(&self, id: LogId) -> Result<PathBuf> {
+        self.context.departures.forget(id);
         if let Some(sync) = self.context.forget_log(id) {
             sync.abandon()?;
         }
@@ -254,10 +257,11 @@ impl DataDir {
         Syncer::start(&self.context, self.context.config.sync_threads, on_round)
     }
 
-    /// Prepares a spare file if one is wanted and restores the reserve. Runs in the background by
-    /// itself unless the directory was opened without sync threads.
+    /// Removes what was handed over, prepares a spare file if one is wanted and restores the
+    /// reserve. Runs in the background by itself unless the directory was opened without sync
+    /// threads.
     pub fn housekeep(&self) {
-        housekeep(&self.context);
+        housekeep(&self.context, &|_| {});
     }
 
     /// Why this directory takes no more writes, if so.
@@ -391,63 +395,4 @@ fn start_boot(fs: &dyn Fs, journal: &Journal) -> Result<Class> {
     ])?;
     journal.sync()?;
     Ok(class)
-}
-
-fn housekeep(context: &Context) {
-    let prepared = context.spares.prepare(context);
-    if let Err(error) = prepared.and_then(|_| restore_reserve(context)) {
-        // Nothing is lost: appends find out by themselves when they need the room.
-        tracing::warn!(%error, "housekeeping could not prepare ahead");
-    }
-}
-
-/// Takes the reserve again when there is room for it.
-fn restore_reserve(context: &Context) -> Result<()> {
-    let (path, bytes) = (context.root.join(RESERVE), context.config.reserve_bytes);
-    let exists = context.fs.open(&path, OpenMode::Read).is_ok();
-    if bytes == 0 || exists || context.check_room(2 * bytes).is_err() {
-        return Ok(());
-    }
-    let file = context.fs.open(&path, OpenMode::Create).at("create", &path)?;
-    if let Err(error) = file.reserve(bytes) {
-        context.fs.remove_file(&path).at("remove", &path)?;
-        return Err(Error::io("reserve", &path, error));
-    }
-    Ok(())
-}
-
-/// The thread that prepares files ahead of use.
-#[derive(Debug)]
-struct Housekeeper {
-    thread: Option<JoinHandle<()>>,
-    /// Dropped to end the thread.
-    alive: Option<Arc<()>>,
-}
-
-impl Housekeeper {
-    fn start(context: &Arc<Context>) -> Self {
-        let alive = Arc::new(());
-        let (context, watched) = (context.clone(), Arc::downgrade(&alive));
-        let work = move || {
-            context.spares.wake_when_wanted();
-            while watched.strong_count() > 0 {
-                housekeep(&context);
-                thread::park_timeout(HOUSEKEEPING_EVERY);
-            }
-        };
-        let spawned = thread::Builder::new().name("quipu-housekeeping".to_owned()).spawn(work);
-        Self { thread: Some(spawned.expect("the system starts a thread")), alive: Some(alive) }
-    }
-}
-
-impl Drop for Housekeeper {
-    fn drop(&mut self) {
-        self.alive.take();
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the housekeeping thread panicked");
-            }
-        }
-    }
 }

@@ -10,7 +10,8 @@
 //! | index | `index` | a sparse table: index, offset, append time, position |
 //! | log | `log`, `reader`, `repair` | segments in order; one writer, many readers |
 //! | journal | `journal`, `facts` | what changes seldom: votes, log starts, watermarks |
-//! | data directory | `dir`, `context`, `spare`, `sync` | all logs of a node; the sync threads |
+//! | data directory | `dir`, `context`, `spare` | all logs of a node |
+//! | threads | `sync`, `housekeeping` | making durable; making and removing files |
 //! | recovery | `recovery`, `files`, `open`, `ending` | what a bad spot means after a restart |
 //! | inspection | `inspect` | looking at all of it without opening it for use |
 //! | seam | [`fs`] | the operating system, or a model of a bad one |
@@ -64,6 +65,7 @@ mod facts;
 mod files;
 pub mod fs;
 mod header;
+mod housekeeping;
 mod index;
 mod inspect;
 mod journal;

@@ -263,7 +263,7 @@ impl Opening {
             sync,
             tip: end.tip,
             next_generation: self.facts.generation_max + 1,
-            condemned: Vec::new(),
+            condemned: Arc::default(),
             lost_tail: end.lost_tail,
         };
         if end.has_stale_frames && end.lost_tail.is_none() {

@@ -109,7 +109,7 @@ impl Log {
         });
         drop(faulty);
         self.shared.note_damage_news();
-        self.condemned.push((old, Until::Named(segment)));
+        self.condemn([(old, Until::Named(segment))]);
         Ok(())
     }
 }

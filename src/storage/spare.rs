@@ -3,16 +3,21 @@
 //! A file that was written once, full length, is synced about one and a half times faster than one
 //! that grows, and a full disk is found out here instead of in an append. Spares are old segments
 //! that retention dropped, or files filled with zeros in the background. What a spare holds does
-//! not matter: the salt of its next life makes it invalid.
+//! not matter: the salt of its next life makes it invalid. On a disk that is short of room there
+//! are none.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use super::context::Context;
 use super::error::{IoContext as _, Result};
 use super::fs::{Fs, OpenMode};
+
+/// Zeros that are written and synced at a time: an append's sync may wait for so many.
+const STEP_BYTES: u64 = 4 << 20;
 
 /// The spare files of a data directory.
 #[derive(Debug)]
@@ -70,8 +75,13 @@ impl Spares {
         let mut state = self.lock();
         if self.max > 0 && !state.ready.iter().any(|(_, len)| *len == bytes) {
             state.wanted_bytes = Some(bytes);
-            self.preparer.get().inspect(|thread| thread.unpark());
+            self.wake_preparer();
         }
+    }
+
+    /// Wakes the thread that prepares spares, for whatever else it does.
+    pub(super) fn wake_preparer(&self) {
+        self.preparer.get().inspect(|thread| thread.unpark());
     }
 
     /// Makes the calling thread the one that is woken when a spare is wanted.
@@ -79,11 +89,12 @@ impl Spares {
         let _ = self.preparer.set(thread::current());
     }
 
-    /// Makes a spare if one is wanted; returns whether it did. Takes as long as the disk does.
+    /// Makes a spare if one is wanted; returns whether it did. Takes as long as the disk does, and
+    /// says after each step how long that was.
     ///
     /// # Errors
     /// [`super::Error::NoSpace`], or what the system said; the half-made file is gone.
-    pub(super) fn prepare(&self, context: &Context) -> Result<bool> {
+    pub(super) fn prepare(&self, context: &Context, rest: &dyn Fn(Duration)) -> Result<bool> {
         let Some(bytes) = self.lock().wanted_bytes.take() else {
             return Ok(false);
         };
@@ -91,8 +102,15 @@ impl Spares {
         let fs = &*context.fs;
         let path = self.new_path();
         let file = fs.open(&path, OpenMode::Create).at("create", &path)?;
-        // DURABILITY: synced here, so that the zeros do not weigh on the first sync of its use.
-        let made = file.write_zeros(0, bytes).and_then(|()| file.sync());
+        let mut made = Ok(());
+        let mut from = 0;
+        while from < bytes && made.is_ok() {
+            let (started, to) = (Instant::now(), bytes.min(from + STEP_BYTES));
+            // DURABILITY: synced here, so that the zeros do not weigh on the first sync of its use.
+            made = file.write_zeros(from, to).and_then(|()| file.sync());
+            from = to;
+            rest(started.elapsed());
+        }
         if let Err(error) = made {
             fs.remove_file(&path).at("remove", &path)?;
             return Err(super::Error::io("prepare", &path, error));
@@ -101,8 +119,8 @@ impl Spares {
         Ok(true)
     }
 
-    /// Turns the file `from` of `bytes` into a spare; false if there are enough, and the file is
-    /// then where it was.
+    /// Turns the file `from` of `bytes` into a spare; false if there are enough, or if there is not
+    /// room for as many as there may be, and the file is then where it was.
     ///
     /// DURABILITY: both directories are synced before the file can be used again, so that after a
     /// crash its old name never leads to its new content.
@@ -110,7 +128,8 @@ impl Spares {
     /// # Errors
     /// A directory that cannot be synced is the end of all writing.
     pub(super) fn recycle(&self, context: &Context, from: &Path, bytes: u64) -> Result<bool> {
-        if self.lock().ready.len() >= self.max {
+        let is_enough = self.lock().ready.len() >= self.max;
+        if is_enough || context.check_room(self.max as u64 * bytes).is_err() {
             return Ok(false);
         }
         let path = self.new_path();
@@ -125,6 +144,16 @@ impl Spares {
         warm_up(&*context.fs, &path);
         self.lock().ready.push_back((path, bytes));
         Ok(true)
+    }
+
+    /// Removes all spares.
+    ///
+    /// # Errors
+    /// What the system said of the first that could not be removed.
+    pub(super) fn give_back(&self, fs: &dyn Fs) -> Result<()> {
+        let ready = std::mem::take(&mut self.lock().ready);
+        let remove = |(path, _): (PathBuf, u64)| fs.remove_file(&path).at("remove", &path);
+        ready.into_iter().try_for_each(remove)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,7 @@
 //! A disk that is full, fails or lies in the midst of work, and the order in which files are made.
 
-use std::path::Path;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Change, Config, Error, FactKind, Tip};
@@ -80,6 +81,40 @@ fn the_reserve_lets_the_journal_write_on_a_disk_without_a_byte_left() {
     fs.set_capacity(None);
     dir.housekeep();
     assert!(fs.paths().iter().any(|path| path.ends_with("reserve")), "and taken back");
+}
+
+#[test]
+fn spares_are_for_disks_with_room() {
+    let fs = SimFs::new();
+    let config = Config { spares_max: 3, low_water_bytes: 200_000, ..Config::tiny() };
+    let dir = open_dir_with(&fs, config).unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    let is_spare = |path: &PathBuf| path.extension().is_some_and(|end| end == "spare");
+    let spares = || fs.paths().iter().filter(|path| is_spare(path)).count();
+    let room_left = Cell::new(None);
+    let mut drop_most = || {
+        for _ in 0..100 {
+            append(&mut log, 1, 500).unwrap();
+        }
+        log.sync().unwrap();
+        log.advance_log_start(log.reader().log_end_offset(), u64::MAX).unwrap();
+        dir.journal().sync().unwrap();
+        fs.set_capacity(room_left.take().map(|bytes| fs.used_bytes() + bytes));
+        assert!(log.reclaim().unwrap() > 3);
+        fs.set_capacity(None);
+    };
+    drop_most();
+    assert_eq!(spares(), 3);
+    fs.set_capacity(Some(fs.used_bytes()));
+    dir.housekeep();
+    assert_eq!(spares(), 0, "appends need the room");
+    fs.set_capacity(None);
+    room_left.set(Some(0));
+    drop_most();
+    assert_eq!(spares(), 0, "there is not room for three");
+    room_left.set(Some(200_000 + 3 * 8192));
+    drop_most();
+    assert_eq!(spares(), 3);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quipu::storage::fs::os::OsFs;
 use quipu::storage::fs::sim::SimFs;
@@ -218,4 +218,69 @@ fn a_file_is_not_used_again_while_a_slice_of_it_is_alive() {
     assert!(recycled > 0, "files that nobody borrowed are used again");
     assert!(borrowed.iter().all(|entry| entry.payload == payload(entry.header.index, 1000)));
     assert!(first.checkpoint().is_err(), "a removed segment does not open again");
+}
+
+/// Drops segments before `start` and leaves their files to the background.
+fn drop_before(dir: &DataDir, log: &mut Log, start: u64) {
+    log.sync().unwrap();
+    log.advance_log_start(start, u64::MAX).unwrap();
+    dir.journal().sync().unwrap();
+    log.reclaim_in_background().unwrap();
+}
+
+fn wait_until(is_done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_done() {
+        assert!(started.elapsed() < WAIT, "it did not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn dropped_segments_leave_in_the_background() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    let mut log = new_logs(&dir, 1).remove(0);
+    for _ in 0..1000 {
+        append(&mut log, 1, 1000).unwrap();
+    }
+    let files = || {
+        let logs = std::fs::read_dir(temporary.path().join("logs")).unwrap();
+        logs.map(|log| std::fs::read_dir(log.unwrap().path()).unwrap().count()).sum::<usize>()
+    };
+    log.sync().unwrap();
+    let before = files();
+    drop_before(&dir, &mut log, 900);
+    let kept = log.reader().segments().len();
+    assert!(before > kept + 5, "{before} files, {kept} segments stay");
+    wait_until(|| files() <= 2 * kept);
+    assert!(read_all(&log).len() >= 100, "and the rest is there");
+}
+
+#[test]
+fn what_leaves_never_takes_files_of_another_life_of_its_log() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = real_dir(temporary.path(), 9);
+    for life in 0..20 {
+        let mut log = new_logs(&dir, 1).remove(0);
+        for _ in 0..600 {
+            append(&mut log, 1, 1000).unwrap();
+        }
+        drop_before(&dir, &mut log, 500);
+        drop(log);
+        dir.delete_log(LogId(Uuid::from_u128(1))).unwrap();
+        let mut log = new_logs(&dir, 1).remove(0);
+        for _ in 0..600 {
+            append(&mut log, 1, 1000).unwrap();
+        }
+        log.sync().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        let place = temporary.path().join("logs").join(log.id().to_string());
+        for segment in log.reader().segments().iter() {
+            let file = segment.header().file_name();
+            assert!(place.join(&file).exists(), "{file} has gone in life {life}");
+        }
+        drop(log);
+        dir.delete_log(LogId(Uuid::from_u128(1))).unwrap();
+    }
 }

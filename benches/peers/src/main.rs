@@ -3,9 +3,9 @@
 //!
 //! `quipu-peers nats STREAMS REPLICAS CONNECTIONS RECORD_BYTES IN_FLIGHT URL,URL,…` and
 //! `quipu-peers redis STREAMS CONNECTIONS RECORD_BYTES IN_FLIGHT URL` make the streams and say
-//! `ready`. For each number that they then read from stdin they publish so many records, spread
-//! over the connections and those over the streams, and say how many nanoseconds that took until
-//! the last one was acknowledged. They end with stdin.
+//! `ready`. For each number that they then read from stdin they publish for so many milliseconds,
+//! over all connections, which are spread over the streams. Then they say how many records that
+//! were, and how many nanoseconds it took until the last one was acknowledged. They end with stdin.
 
 mod nats;
 #[path = "../../../src/cli/bench/noise.rs"]
@@ -24,14 +24,15 @@ const KEPT_BYTES: usize = 256 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// One connection: publishes `count` records with `in_flight` of them unacknowledged.
+/// One connection: publishes until `end`, with `in_flight` records unacknowledged, and returns how
+/// many there were, all acknowledged.
 trait Publisher: Send + Sync + 'static {
     fn publish(
         &self,
         record: Bytes,
-        count: usize,
+        end: Instant,
         in_flight: usize,
-    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+    ) -> impl Future<Output = anyhow::Result<u64>> + Send;
 }
 
 #[tokio::main]
@@ -56,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Publishes as many records as each line says, and says how long that took.
+/// Publishes for as long as each line says, and says what became of it.
 async fn serve<P: Publisher>(
     publishers: Vec<P>,
     record_bytes: usize,
@@ -67,17 +68,19 @@ async fn serve<P: Publisher>(
     let in_flight = (in_flight / publishers.len()).max(1);
     println!("ready");
     for line in std::io::stdin().lock().lines() {
-        let count = line?.trim().parse::<usize>()? / publishers.len();
+        let time = Duration::from_millis(line?.trim().parse()?);
         let started = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
         for publisher in publishers.iter().cloned() {
             let record = record.clone();
-            tasks.spawn(async move { publisher.publish(record, count, in_flight).await });
+            let end = started + time;
+            tasks.spawn(async move { publisher.publish(record, end, in_flight).await });
         }
+        let mut count = 0;
         while let Some(done) = tasks.join_next().await {
-            done??;
+            count += done??;
         }
-        println!("{}", started.elapsed().as_nanos());
+        println!("{count} {}", started.elapsed().as_nanos());
         std::io::stdout().flush()?;
     }
     Ok(())

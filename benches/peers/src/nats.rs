@@ -89,18 +89,20 @@ async fn open(server: &str) -> anyhow::Result<jetstream::Context> {
 }
 
 impl Publisher for Nats {
-    async fn publish(&self, record: Bytes, count: usize, in_flight: usize) -> anyhow::Result<()> {
+    async fn publish(&self, record: Bytes, end: Instant, in_flight: usize) -> anyhow::Result<u64> {
         let mut waiting: VecDeque<PublishAckFuture> = VecDeque::with_capacity(in_flight);
-        for _ in 0..count {
+        let mut count = 0;
+        while Instant::now() < end {
             if waiting.len() == in_flight {
                 acknowledged(&mut waiting).await?;
             }
             waiting.push_back(self.context.publish(self.subject.clone(), record.clone()).await?);
+            count += 1;
         }
         while !waiting.is_empty() {
             acknowledged(&mut waiting).await?;
         }
-        Ok(())
+        Ok(count)
     }
 }
 

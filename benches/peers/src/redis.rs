@@ -42,7 +42,7 @@ pub(crate) async fn connect(
 
 impl Publisher for Redis {
     /// The client sends what waits for its connection in one write, as a pipeline would.
-    async fn publish(&self, record: Bytes, count: usize, in_flight: usize) -> anyhow::Result<()> {
+    async fn publish(&self, record: Bytes, end: Instant, in_flight: usize) -> anyhow::Result<u64> {
         let kept = KEPT_BYTES / self.streams / (record.len() + ENTRY_BYTES);
         let mut command = redis::cmd("XADD");
         command.arg(&self.key).arg("MAXLEN").arg("~").arg(kept).arg("*").arg("v").arg(&record[..]);
@@ -51,15 +51,17 @@ impl Publisher for Redis {
             async move { command.query_async::<String>(&mut connection).await }
         };
         let mut waiting = FuturesUnordered::new();
-        for _ in 0..count {
+        let mut count = 0;
+        while Instant::now() < end {
             if waiting.len() == in_flight {
                 waiting.next().await.transpose().context("a record was not acknowledged")?;
             }
             waiting.push(add());
+            count += 1;
         }
         while let Some(done) = waiting.next().await {
             done.context("a record was not acknowledged")?;
         }
-        Ok(())
+        Ok(count)
     }
 }

@@ -138,7 +138,7 @@ impl Log {
         self.sync.note_truncated(tip.index, first_void);
         self.sync.note_appended(&segment, tip.index);
         let replaced = old[kept..].iter();
-        self.condemned.extend(replaced.map(|s| (s.clone(), Until::Named(segment.clone()))));
+        self.condemn(replaced.map(|s| (s.clone(), Until::Named(segment.clone()))));
         Ok(())
     }
 

@@ -43,9 +43,12 @@ pub struct Log {
     pub(super) tip: Tip,
     pub(super) next_generation: u64,
     /// Segments that are no longer part of the log, each with what has to be durable first.
-    pub(super) condemned: Vec<(Arc<Segment>, Until)>,
+    pub(super) condemned: Arc<Mutex<Vec<Condemned>>>,
     pub(super) lost_tail: Option<LostTail>,
 }
+
+/// A dropped segment, and when its file may go.
+pub(super) type Condemned = (Arc<Segment>, Until);
 
 /// When a dropped segment's file may go.
 #[derive(Debug, Clone)]
@@ -114,7 +117,7 @@ impl Log {
             sync,
             tip,
             next_generation: 2,
-            condemned: Vec::new(),
+            condemned: Arc::default(),
             lost_tail: None,
         })
     }

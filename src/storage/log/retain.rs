@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::facts::LogStart;
+use super::super::housekeeping::Departure;
 use super::super::journal::FactKind;
 use super::super::retention::{self, SegmentFacts};
-use super::super::segment::Segment;
 use super::super::{Error, Result};
-use super::{Log, Until};
+use super::{Condemned, Log, Until};
 
 impl Log {
     /// Moves the log start to `offset` and drops the segments that end before it. The first one
@@ -49,7 +49,7 @@ impl Log {
         self.shared.start_offset.store(offset, Ordering::Release);
         self.shared.segments.store(Arc::new(old[first..].to_vec()));
         let dropped = old[..first].iter();
-        self.condemned.extend(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
+        self.condemn(dropped.map(|s| (s.clone(), Until::Journaled(sequence))));
         Ok(())
     }
 
@@ -89,6 +89,11 @@ impl Log {
         }
     }
 
+    /// Takes segments that are no longer part of the log.
+    pub(in super::super) fn condemn(&self, segments: impl IntoIterator<Item = Condemned>) {
+        self.condemned.lock().expect("no holder of the list panics").extend(segments);
+    }
+
     /// Removes or recycles the files of dropped segments, as far as that is safe by now, and
     /// returns how many went. Touches the disk: not for a latency-critical thread.
     ///
@@ -96,33 +101,46 @@ impl Log {
     /// What the system said of the first file that could not be removed, or of the checkpoint that
     /// the log will begin with; whatever is left is tried again next time.
     pub fn reclaim(&mut self) -> Result<usize> {
-        let synced = self.context.journal.synced_sequence();
-        let first = self.segments()[0].clone();
-        let is_due = |until: &Until| match until {
-            Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
-            Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
-        };
-        let (due, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.condemned).into_iter().partition(|(_, until)| is_due(until));
-        assert!(!first.is_void(), "the first segment that stays was removed");
-        self.condemned = waiting;
-        let count = due.len();
-        let checked = self.check_new_start(&first, &due);
-        let mut result = Ok(());
-        for (segment, until) in due {
-            let removed = checked.clone().and_then(|()| segment.remove());
-            if let Err(error) = removed {
-                self.condemned.push((segment, until));
-                result = result.and(Err(error));
-            }
+        let mut departure = self.depart();
+        let (count, mut result) = (departure.len(), Ok(()));
+        while let Some(removed) = departure.remove_next() {
+            result = result.and(removed);
         }
         result.map(|()| count)
     }
 
-    /// DURABILITY: the state up to the first segment that stays is only in its checkpoint once the
-    /// older segments are gone, so the checkpoint is read back from the disk before.
-    fn check_new_start(&self, first: &Arc<Segment>, due: &[(Arc<Segment>, Until)]) -> Result<()> {
+    /// Leaves to the housekeeping thread what [`Self::reclaim`] would do; or does it, if the
+    /// directory was opened without threads.
+    ///
+    /// # Errors
+    /// As [`Self::reclaim`], in a directory without threads.
+    pub fn reclaim_in_background(&mut self) -> Result<()> {
+        if !self.context.config.has_threads() {
+            return self.reclaim().map(drop);
+        }
+        let departure = self.depart();
+        if departure.len() > 0 {
+            self.context.departures.hand_over(departure);
+            self.context.spares.wake_preparer();
+        }
+        Ok(())
+    }
+
+    /// Takes the dropped segments whose files may go by now.
+    fn depart(&mut self) -> Departure {
+        let synced = self.context.journal.synced_sequence();
+        let first = self.segments()[0].clone();
+        assert!(!first.is_void(), "the first segment that stays was removed");
+        let is_due = |(_, until): &Condemned| match until {
+            Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+            Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
+        };
+        let mut condemned = self.condemned.lock().expect("no holder of the list panics");
+        let (due, waiting): (Vec<_>, Vec<_>) = condemned.drain(..).partition(is_due);
+        *condemned = waiting;
+        drop(condemned);
         let is_start = due.iter().any(|(_, until)| matches!(until, Until::Journaled(_)));
-        if is_start && first.header().has_checkpoint { first.check_checkpoint() } else { Ok(()) }
+        let new_start = (is_start && first.header().has_checkpoint).then_some(first);
+        Departure::new(self.id, self.condemned.clone(), due, new_start)
     }
 }
