@@ -261,7 +261,7 @@ impl DataDir {
     /// reserve. Runs in the background by itself unless the directory was opened without sync
     /// threads.
     pub fn housekeep(&self) {
-        housekeep(&self.context, &|_| {});
+        housekeep(&self.context, &|_| true);
     }
 
     /// Why this directory takes no more writes, if so.

@@ -22,6 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The longest rest, after work that took longer.
 const REST_MAX: Duration = Duration::from_millis(100);
 
+/// Hears how long a piece of work took, and says whether there may be another.
+pub(super) type Rest<'a> = &'a dyn Fn(Duration) -> bool;
+
 /// Dropped segments of one log whose files may go.
 #[derive(Debug)]
 pub(super) struct Departure {
@@ -29,10 +32,8 @@ pub(super) struct Departure {
     /// Where the log keeps what it has dropped. What cannot be removed goes back there.
     condemned: Arc<Mutex<Vec<Condemned>>>,
     due: VecDeque<Condemned>,
-    /// The segment that the log begins with from here on, if it was to be looked at.
+    /// The segment that the log begins with from here on, if it is to be looked at.
     new_start: Option<Arc<Segment>>,
-    /// What is the matter with that.
-    failure: Option<Error>,
 }
 
 impl Departure {
@@ -44,7 +45,7 @@ impl Departure {
     ) -> Self {
         let stays = |s: &Arc<Segment>| new_start.as_ref().is_some_and(|new| Arc::ptr_eq(s, new));
         assert!(!due.iter().any(|(segment, _)| stays(segment)), "{log}: what stays does not leave");
-        Self { log, condemned, due: due.into(), new_start, failure: None }
+        Self { log, condemned, due: due.into(), new_start }
     }
 
     /// Segments that wait.
@@ -57,44 +58,68 @@ impl Departure {
     /// DURABILITY: the state up to the first segment that stays is only in its checkpoint once the
     /// older segments are gone, so the checkpoint is read back from the disk before.
     pub(super) fn remove_next(&mut self) -> Option<Result<()>> {
-        let (segment, until) = self.due.pop_front()?;
-        if let Some(start) = self.new_start.take() {
-            self.failure = start.check_checkpoint().err();
+        if self.due.is_empty() {
+            return None;
         }
-        let removed = match &self.failure {
-            None => segment.remove(),
-            Some(failure) => Err(failure.clone()),
-        };
+        if let Some(Err(error)) = self.new_start.take().map(|start| start.check_checkpoint()) {
+            let all = std::mem::take(&mut self.due);
+            self.give_back(all);
+            return Some(Err(error));
+        }
+        let (segment, until) = self.due.pop_front()?;
+        let removed = segment.remove();
         if removed.is_err() {
-            let mut condemned = self.condemned.lock().expect("no holder of the list panics");
-            condemned.push((segment, until));
+            self.give_back([(segment, until)]);
         }
         Some(removed)
+    }
+
+    fn give_back(&self, segments: impl IntoIterator<Item = Condemned>) {
+        self.condemned.lock().expect("no holder of the list panics").extend(segments);
     }
 }
 
 /// What was handed over to be removed.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
-    waiting: Mutex<VecDeque<Departure>>,
+    queue: Mutex<Queue>,
     /// Held while a file is removed.
     turn: Mutex<()>,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Departure>,
+    /// Nobody takes anything any more.
+    is_closed: bool,
+}
+
 impl Departures {
+    /// Takes over what is to be removed. After the end of the thread it is let go: the files stay
+    /// until the log is opened the next time.
     pub(super) fn hand_over(&self, departure: Departure) {
-        self.lock().push_back(departure);
+        let mut queue = self.lock();
+        if !queue.is_closed {
+            queue.waiting.push_back(departure);
+        }
     }
 
     /// Removes one file; false if there was none.
     fn remove_next(&self) -> bool {
         let _turn = self.turn.lock().expect("no holder of the turn panics");
-        let Some(mut departure) = self.lock().pop_front() else { return false };
-        if let Some(Err(error)) = departure.remove_next() {
-            tracing::warn!(log = %departure.log, %error, "a dropped segment stays for now");
+        let Some(mut departure) = self.lock().waiting.pop_front() else { return false };
+        let (log, count) = (departure.log, departure.len());
+        match departure.remove_next() {
+            // Who reads the log finds that, too.
+            Some(Err(Error::Corrupt(damage))) => {
+                tracing::debug!(%log, ?damage, "dropped segments stay for now");
+            }
+            Some(Err(error)) => tracing::warn!(%log, %error, "a dropped segment stays for now"),
+            Some(Ok(())) | None => {}
         }
+        assert!(departure.len() < count, "{log}: {count} segments never leave");
         if departure.len() > 0 {
-            self.lock().push_front(departure);
+            self.lock().waiting.push_front(departure);
         }
         true
     }
@@ -102,24 +127,41 @@ impl Departures {
     /// Forgets what waits of a log, and returns when none of its files is being removed. Its
     /// directory may have another life from here on, in which the same names mean other files.
     pub(super) fn forget(&self, log: LogId) {
-        self.lock().retain(|departure| departure.log != log);
-        drop(self.turn.lock().expect("no holder of the turn panics"));
-        self.lock().retain(|departure| departure.log != log);
+        // What was being removed may have come back into the queue.
+        let _turn = self.turn.lock().expect("no holder of the turn panics");
+        let mut queue = self.lock();
+        let all = std::mem::take(&mut queue.waiting);
+        let (gone, others) = all.into_iter().partition(|departure| departure.log == log);
+        queue.waiting = others;
+        drop(queue);
+        drop::<VecDeque<Departure>>(gone);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Departure>> {
-        self.waiting.lock().expect("no holder of the queue panics")
+    /// Lets go of everything: what waits holds the directory.
+    fn close(&self) {
+        let mut queue = self.lock();
+        queue.is_closed = true;
+        let all = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        drop(all);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("no holder of the queue panics")
     }
 }
 
-/// Does what there is to do. After each piece of it `rest` hears how long that took.
-pub(super) fn housekeep(context: &Context, rest: &dyn Fn(Duration)) {
+/// Does what there is to do. After each piece of it `rest` hears how long that took, and says
+/// whether to go on.
+pub(super) fn housekeep(context: &Context, rest: Rest<'_>) {
     loop {
         let started = Instant::now();
-        if !context.departures.remove_next() {
+        if context.failure.check().is_err() || !context.departures.remove_next() {
             break;
         }
-        rest(started.elapsed());
+        if !rest(started.elapsed()) {
+            return;
+        }
     }
     let prepared = give_back_spares(context)
         .and_then(|()| context.spares.prepare(context, rest))
@@ -132,7 +174,8 @@ pub(super) fn housekeep(context: &Context, rest: &dyn Fn(Duration)) {
 
 /// Lets go of all spares if appends are short of room.
 fn give_back_spares(context: &Context) -> Result<()> {
-    if context.check_room(0).is_ok() { Ok(()) } else { context.spares.give_back(&*context.fs) }
+    let is_short = context.spares.take_shortage() || context.check_room(0).is_err();
+    if is_short { context.spares.give_back(&*context.fs) } else { Ok(()) }
 }
 
 /// Takes the reserve again when there is room for it.
@@ -153,6 +196,7 @@ fn restore_reserve(context: &Context) -> Result<()> {
 /// The thread that does this work.
 #[derive(Debug)]
 pub(super) struct Housekeeper {
+    context: Arc<Context>,
     thread: Option<JoinHandle<()>>,
     /// Dropped to end the thread.
     alive: Option<Arc<()>>,
@@ -161,21 +205,26 @@ pub(super) struct Housekeeper {
 impl Housekeeper {
     pub(super) fn start(context: &Arc<Context>) -> Self {
         let alive = Arc::new(());
-        let (context, watched) = (context.clone(), Arc::downgrade(&alive));
+        let (working, watched) = (context.clone(), Arc::downgrade(&alive));
         let work = move || {
-            context.spares.wake_when_wanted();
+            working.spares.wake_when_wanted();
+            let is_alive = || watched.strong_count() > 0;
             let rest = |worked: Duration| {
-                if watched.strong_count() > 0 {
-                    thread::park_timeout(worked.min(REST_MAX));
+                let end = Instant::now() + worked.min(REST_MAX);
+                // Whoever wants something wakes the thread; that can wait.
+                while is_alive() && Instant::now() < end {
+                    thread::park_timeout(end.saturating_duration_since(Instant::now()));
                 }
+                is_alive()
             };
-            while watched.strong_count() > 0 {
-                housekeep(&context, &rest);
+            while is_alive() {
+                housekeep(&working, &rest);
                 thread::park_timeout(LOOK_EVERY);
             }
         };
         let spawned = thread::Builder::new().name("quipu-housekeeping".to_owned()).spawn(work);
-        Self { thread: Some(spawned.expect("the system starts a thread")), alive: Some(alive) }
+        let thread = Some(spawned.expect("the system starts a thread"));
+        Self { context: context.clone(), thread, alive: Some(alive) }
     }
 }
 
@@ -188,5 +237,6 @@ impl Drop for Housekeeper {
                 tracing::error!("the housekeeping thread panicked");
             }
         }
+        self.context.departures.close();
     }
 }

@@ -8,13 +8,15 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::context::Context;
 use super::error::{IoContext as _, Result};
 use super::fs::{Fs, OpenMode};
+use super::housekeeping::Rest;
 
 /// Zeros that are written and synced at a time: an append's sync may wait for so many.
 const STEP_BYTES: u64 = 4 << 20;
@@ -25,6 +27,8 @@ pub(super) struct Spares {
     dir: PathBuf,
     max: usize,
     state: Mutex<State>,
+    /// An append was refused for want of room.
+    is_short: AtomicBool,
     /// Woken when a spare is wanted.
     preparer: OnceLock<Thread>,
 }
@@ -46,7 +50,13 @@ impl Spares {
             let path = dir.join(&entry.name);
             fs.remove_file(&path).at("remove", &path)?;
         }
-        Ok(Self { dir, max, state: Mutex::default(), preparer: OnceLock::new() })
+        Ok(Self {
+            dir,
+            max,
+            state: Mutex::default(),
+            is_short: AtomicBool::new(false),
+            preparer: OnceLock::new(),
+        })
     }
 
     /// Takes a spare of exactly `bytes`, if one is ready.
@@ -73,8 +83,8 @@ impl Spares {
     /// Says that a spare of `bytes` will be wanted; [`Self::prepare`] then makes one.
     pub(super) fn want(&self, bytes: u64) {
         let mut state = self.lock();
-        if self.max > 0 && !state.ready.iter().any(|(_, len)| *len == bytes) {
-            state.wanted_bytes = Some(bytes);
+        let is_wanted = self.max > 0 && !state.ready.iter().any(|(_, len)| *len == bytes);
+        if is_wanted && state.wanted_bytes.replace(bytes).is_none() {
             self.wake_preparer();
         }
     }
@@ -89,27 +99,32 @@ impl Spares {
         let _ = self.preparer.set(thread::current());
     }
 
-    /// Makes a spare if one is wanted; returns whether it did. Takes as long as the disk does, and
-    /// says after each step how long that was.
+    /// Makes a spare if one is wanted and there is room for two; returns whether it did. Takes as
+    /// long as the disk does, and rests after each step, which may be the end of it.
     ///
     /// # Errors
     /// [`super::Error::NoSpace`], or what the system said; the half-made file is gone.
-    pub(super) fn prepare(&self, context: &Context, rest: &dyn Fn(Duration)) -> Result<bool> {
+    pub(super) fn prepare(&self, context: &Context, rest: Rest<'_>) -> Result<bool> {
         let Some(bytes) = self.lock().wanted_bytes.take() else {
             return Ok(false);
         };
-        context.check_room(bytes)?;
+        context.check_room(2 * bytes)?;
         let fs = &*context.fs;
         let path = self.new_path();
         let file = fs.open(&path, OpenMode::Create).at("create", &path)?;
         let mut made = Ok(());
         let mut from = 0;
-        while from < bytes && made.is_ok() {
+        let mut goes_on = true;
+        while from < bytes && made.is_ok() && goes_on {
             let (started, to) = (Instant::now(), bytes.min(from + STEP_BYTES));
             // DURABILITY: synced here, so that the zeros do not weigh on the first sync of its use.
             made = file.write_zeros(from, to).and_then(|()| file.sync());
             from = to;
-            rest(started.elapsed());
+            goes_on = rest(started.elapsed());
+        }
+        if made.is_ok() && from < bytes {
+            fs.remove_file(&path).at("remove", &path)?;
+            return Ok(false);
         }
         if let Err(error) = made {
             fs.remove_file(&path).at("remove", &path)?;
@@ -119,8 +134,8 @@ impl Spares {
         Ok(true)
     }
 
-    /// Turns the file `from` of `bytes` into a spare; false if there are enough, or if there is not
-    /// room for as many as there may be, and the file is then where it was.
+    /// Turns the file `from` of `bytes` into a spare; false if there are enough, or if less room is
+    /// left than they take, and the file is then where it was.
     ///
     /// DURABILITY: both directories are synced before the file can be used again, so that after a
     /// crash its old name never leads to its new content.
@@ -128,8 +143,8 @@ impl Spares {
     /// # Errors
     /// A directory that cannot be synced is the end of all writing.
     pub(super) fn recycle(&self, context: &Context, from: &Path, bytes: u64) -> Result<bool> {
-        let is_enough = self.lock().ready.len() >= self.max;
-        if is_enough || context.check_room(self.max as u64 * bytes).is_err() {
+        let count = self.lock().ready.len() as u64 + 1;
+        if count > self.max as u64 || context.check_room(count * bytes).is_err() {
             return Ok(false);
         }
         let path = self.new_path();
@@ -153,7 +168,18 @@ impl Spares {
     pub(super) fn give_back(&self, fs: &dyn Fs) -> Result<()> {
         let ready = std::mem::take(&mut self.lock().ready);
         let remove = |(path, _): (PathBuf, u64)| fs.remove_file(&path).at("remove", &path);
-        ready.into_iter().try_for_each(remove)
+        ready.into_iter().map(remove).fold(Ok(()), Result::and)
+    }
+
+    /// Notes that an append was refused for want of room.
+    pub(super) fn note_shortage(&self) {
+        self.is_short.store(true, Ordering::Relaxed);
+        self.wake_preparer();
+    }
+
+    /// Whether that has happened since the last time.
+    pub(super) fn take_shortage(&self) -> bool {
+        self.is_short.swap(false, Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -2,9 +2,13 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use quipu::storage::fs::os::OsFs;
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{Change, Config, Error, FactKind, Tip};
+use quipu::storage::{Change, Config, DataDir, Error, FactKind, Tip};
+use quipu::types::LogId;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -115,6 +119,35 @@ fn spares_are_for_disks_with_room() {
     room_left.set(Some(200_000 + 3 * 8192));
     drop_most();
     assert_eq!(spares(), 3);
+    let mut other = dir.create_log(LogId(Uuid::from_u128(77)), Tip::EMPTY, b"").unwrap();
+    other.sync().unwrap();
+    fs.set_capacity(Some(fs.used_bytes() + 200_500));
+    while append(&mut other, 1, 500).is_ok() {}
+    assert_eq!(spares(), 3, "they are of no use to a log that grows");
+    dir.housekeep();
+    assert!(spares() < 3, "an append was refused above the low-water mark");
+    append(&mut other, 1, 500).expect("there is room again");
+}
+
+#[test]
+fn a_directory_can_be_opened_again_while_segments_wait_to_leave() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = Config { sync_threads: 1, ..Config::tiny() };
+    let open = || DataDir::open(Arc::new(OsFs::new()), temporary.path(), config.clone());
+    let dir = open().unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    for _ in 0..100 {
+        append(&mut log, 1, 500).unwrap();
+    }
+    log.sync().unwrap();
+    log.advance_log_start(90, u64::MAX).unwrap();
+    dir.journal().sync().unwrap();
+    drop(dir);
+    log.reclaim_in_background().unwrap();
+    drop(log);
+    let dir = open().expect("nobody holds it any more");
+    let (log, _) = dir.open_log(LOG).unwrap();
+    assert!(read_all(&log).len() >= 10);
 }
 
 #[test]

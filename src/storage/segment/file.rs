@@ -182,6 +182,8 @@ impl Segment {
         self.is_void.store(true, Ordering::Release);
         self.open.store(None);
         let path = self.path_named(&name);
+        // It gets no other name from here on, and who asks for it need not wait for the disk.
+        drop(name);
         let bytes = self.allocated_bytes();
         // Nobody can map the file from here on. Whoever did holds the lease, up to the last slice.
         let is_borrowed = Arc::strong_count(&self.lease) > 1;

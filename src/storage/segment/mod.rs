@@ -324,7 +324,8 @@ impl Segment {
         let stepped = (from + step).min(config.segment_bytes).max(upto);
         let to = stepped.next_multiple_of(512);
         if !is_needed {
-            self.context.check_room(to - from)?;
+            let room = self.context.check_room(to - from);
+            room.inspect_err(|_| self.context.spares.note_shortage())?;
         }
         file.write_zeros(from, to).map_err(|error| match is_full_disk(&error) {
             true => self.context.no_space(to - from),
