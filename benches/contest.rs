@@ -132,11 +132,7 @@ impl Scoreboard {
         if paces.iter().any(Vec::is_empty) {
             return;
         }
-        let middle = |paces: &mut Vec<f64>| {
-            paces.sort_unstable_by(f64::total_cmp);
-            paces[paces.len() / 2]
-        };
-        let medians: Vec<f64> = paces.iter_mut().map(middle).collect();
+        let medians: Vec<f64> = paces.iter_mut().map(|paces| median(paces)).collect();
         let operation_bytes = contest.bytes as f64 / contest.operations as f64;
         for (n, (name, _)) in sides.iter().enumerate() {
             let is_ours = name.starts_with("quipu");
@@ -225,11 +221,10 @@ fn run_lap_each(sides: &mut [(&str, Lap<'_>)], laps: &mut [Vec<Duration>]) {
     }
 }
 
-/// The middle one of some durations.
-#[allow(dead_code, reason = "most benches time whole laps")]
-pub(crate) fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// The middle one of some durations or other numbers.
+pub(crate) fn median<T: PartialOrd + Copy>(values: &mut [T]) -> T {
+    values.sort_unstable_by(|a, b| a.partial_cmp(b).expect("they are numbers"));
+    values[values.len() / 2]
 }
 
 fn in_words(nanos: f64) -> String {

@@ -165,7 +165,7 @@ pub(super) fn housekeep(context: &Context, rest: Rest<'_>) {
     }
     let prepared = give_back_spares(context)
         .and_then(|()| context.spares.prepare(context, rest))
-        .and_then(|_| restore_reserve(context));
+        .and_then(|()| restore_reserve(context));
     if let Err(error) = prepared {
         // Nothing is lost: appends find out by themselves when they need the room.
         tracing::warn!(%error, "housekeeping could not prepare ahead");

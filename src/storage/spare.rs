@@ -7,6 +7,7 @@
 //! are none.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -15,7 +16,7 @@ use std::time::Instant;
 
 use super::context::Context;
 use super::error::{IoContext as _, Result};
-use super::fs::{Fs, OpenMode};
+use super::fs::{File, Fs, OpenMode};
 use super::housekeeping::Rest;
 
 /// Zeros that are written and synced at a time: an append's sync may wait for so many.
@@ -99,39 +100,26 @@ impl Spares {
         let _ = self.preparer.set(thread::current());
     }
 
-    /// Makes a spare if one is wanted and there is room for two; returns whether it did. Takes as
-    /// long as the disk does, and rests after each step, which may be the end of it.
+    /// Makes a spare if one is wanted and there is room for two. Takes as long as the disk does,
+    /// and rests after each step, which may be the end of it.
     ///
     /// # Errors
     /// [`super::Error::NoSpace`], or what the system said; the half-made file is gone.
-    pub(super) fn prepare(&self, context: &Context, rest: Rest<'_>) -> Result<bool> {
+    pub(super) fn prepare(&self, context: &Context, rest: Rest<'_>) -> Result<()> {
         let Some(bytes) = self.lock().wanted_bytes.take() else {
-            return Ok(false);
+            return Ok(());
         };
         context.check_room(2 * bytes)?;
         let fs = &*context.fs;
         let path = self.new_path();
         let file = fs.open(&path, OpenMode::Create).at("create", &path)?;
-        let mut made = Ok(());
-        let mut from = 0;
-        let mut goes_on = true;
-        while from < bytes && made.is_ok() && goes_on {
-            let (started, to) = (Instant::now(), bytes.min(from + STEP_BYTES));
-            // DURABILITY: synced here, so that the zeros do not weigh on the first sync of its use.
-            made = file.write_zeros(from, to).and_then(|()| file.sync());
-            from = to;
-            goes_on = rest(started.elapsed());
+        let filled = fill(&*file, bytes, rest);
+        if let Ok(true) = filled {
+            self.lock().ready.push_back((path, bytes));
+            return Ok(());
         }
-        if made.is_ok() && from < bytes {
-            fs.remove_file(&path).at("remove", &path)?;
-            return Ok(false);
-        }
-        if let Err(error) = made {
-            fs.remove_file(&path).at("remove", &path)?;
-            return Err(super::Error::io("prepare", &path, error));
-        }
-        self.lock().ready.push_back((path, bytes));
-        Ok(true)
+        fs.remove_file(&path).at("remove", &path)?;
+        filled.map(drop).at("prepare", &path)
     }
 
     /// Turns the file `from` of `bytes` into a spare; false if there are enough, or if less room is
@@ -149,7 +137,7 @@ impl Spares {
         }
         let path = self.new_path();
         match context.fs.rename(from, &path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             renamed => renamed.at("rename", from)?,
         }
         for dir in [&*self.dir, from.parent().unwrap_or(Path::new("."))] {
@@ -185,6 +173,21 @@ impl Spares {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the spares panics")
     }
+}
+
+/// Fills a file with zeros; false if it was not to go on to the end.
+///
+/// DURABILITY: synced here, so that the zeros do not weigh on the first sync of the file's use.
+fn fill(file: &dyn File, bytes: u64, rest: Rest<'_>) -> io::Result<bool> {
+    for from in (0..bytes).step_by(STEP_BYTES as usize) {
+        let started = Instant::now();
+        file.write_zeros(from, bytes.min(from + STEP_BYTES))?;
+        file.sync()?;
+        if !rest(started.elapsed()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Brings a spare into memory. Frames do not end with pages: appended into a file that is not
