@@ -149,9 +149,14 @@ impl LogSync {
         drop(state);
         let begin = |segment: Arc<Segment>| {
             let is_sealed = segment.is_sealed();
-            segment.begin_sync().map(|open| Dirty { segment, open, is_sealed })
+            match segment.begin_sync() {
+                Ok(open) => Some(Ok(Dirty { segment, open, is_sealed })),
+                // DURABILITY: a segment goes when what replaces it is on disk, and not before.
+                Err(_) if segment.is_void() => None,
+                Err(error) => Some(Err(error)),
+            }
         };
-        let segments = dirty.into_iter().map(begin).collect::<Result<Vec<_>>>();
+        let segments = dirty.into_iter().filter_map(begin).collect::<Result<Vec<_>>>();
         let segments = segments.inspect_err(|error| self.context.failure.set(error))?;
         Ok(Taken { _turn: turn, segments, last_index, truncations })
     }

@@ -63,6 +63,47 @@ fn scrubbing_finds_damage_in_sealed_segments_and_repair_mends_it() {
 }
 
 #[test]
+fn what_a_repair_replaced_is_not_synced_any_more() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    append(&mut log, 1, 100).unwrap();
+    log.sync().unwrap();
+    append(&mut log, 1, 100).unwrap();
+    let entries = read_all(&log);
+    let at = position_of(&entries, 1, 1) + 90;
+    fs.damage(&segment_paths(&fs)[0], |bytes| bytes[at] ^= 1);
+    log.repair(&entries).unwrap();
+    assert_eq!(log.reclaim().unwrap(), 1, "the damaged file goes, not synced to its end");
+    assert_eq!(log.sync().unwrap(), 2);
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let (_dir, log, _) = reopen(&fs);
+    assert_eq!(essence(&read_all(&log)), essence(&entries));
+}
+
+#[test]
+fn segments_stay_before_one_that_lost_its_checkpoint() {
+    let (fs, dir, mut log, entries) = damaged(|_| {});
+    let segments = log.reader().segments();
+    let (base, start) = (segments[2].base_index(), segments[2].base_offset());
+    log.advance_log_start(start, u64::MAX).unwrap();
+    dir.journal().sync().unwrap();
+    let at = position_of(&entries, base, base) + 90;
+    fs.damage(&segment_paths(&fs)[2], |bytes| {
+        bytes[4608] ^= 1;
+        bytes[at] ^= 1;
+    });
+    log.repair(&entries[base as usize - 1..base as usize]).unwrap();
+    assert!(!log.reader().segments()[0].header().has_checkpoint);
+    assert_eq!(log.reclaim().unwrap(), 1, "nothing but the damaged file goes");
+    drop((dir, log));
+    fs.power_cut(|_| false);
+    let (_dir, log, _) = reopen(&fs);
+    assert_eq!(log.tip().index, entries.len() as u64);
+    assert!(log.reader().segments()[0].header().has_checkpoint, "it can begin with the first");
+}
+
+#[test]
 fn several_holes_of_one_segment_are_mended_at_once() {
     let (_fs, _dir, mut log, entries) = damaged(|fs| {
         let path = segment_paths(fs)[0].clone();

@@ -127,12 +127,17 @@ impl Log {
     }
 
     /// Takes the dropped segments whose files may go by now.
+    ///
+    /// DURABILITY: the log cannot begin with a segment that has no checkpoint, which a repair may
+    /// have put where one with a checkpoint was. What is before such a one stays.
     fn depart(&mut self) -> Departure {
         let synced = self.context.journal.synced_sequence();
         let first = self.segments()[0].clone();
         assert!(!first.is_void(), "the first segment that stays was removed");
         let is_due = |(_, until): &Condemned| match until {
-            Until::Journaled(sequence) => synced >= *sequence && first.is_durably_named(),
+            Until::Journaled(sequence) => {
+                synced >= *sequence && first.is_durably_named() && first.header().has_checkpoint
+            }
             Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
         };
         let mut condemned = self.condemned.lock().expect("no holder of the list panics");
@@ -140,7 +145,7 @@ impl Log {
         *condemned = waiting;
         drop(condemned);
         let is_start = due.iter().any(|(_, until)| matches!(until, Until::Journaled(_)));
-        let new_start = (is_start && first.header().has_checkpoint).then_some(first);
+        let new_start = is_start.then_some(first);
         Departure::new(self.id, self.condemned.clone(), due, new_start)
     }
 }
