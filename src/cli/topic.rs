@@ -93,16 +93,16 @@ enum Verb {
 const AFTER_HELP: &str = "\
 Configuration keys:
   durability         fsync (default) or memory; fixed when the topic is made
-  retention_ms       how long records are kept, or unlimited (default)
-  retention_bytes    how large a partition may grow, or unlimited (default)
+  retention_ms       how long records are kept, like 7days, or unlimited (default)
+  retention_bytes    how large a partition may grow, like 10GiB, or unlimited (default)
   record_bytes_max   the largest record, up to 1048576 (default)
   batch_bytes_max    the largest batch, up to 3670016 (default)
 
 Examples:
-  quipu topic create orders --partitions 6 --replicas 3 --config retention_ms=604800000
+  quipu topic create orders --partitions 6 --replicas 3 --config retention_ms=7days
   quipu topic describe orders
   quipu -o json topic describe orders | jq '.partitions[].leader'
-  quipu topic alter orders --config retention_bytes=10737418240 --reset retention_ms
+  quipu topic alter orders --config retention_bytes=10GiB --reset retention_ms
   quipu topic delete-records orders --partition 0 --before 5000
 
 JSON:

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::server::ServerConfig;
+use super::unit::Unit;
 use crate::types::NodeId;
 
 /// One thing that can be configured.
@@ -64,16 +65,6 @@ pub(super) enum Kind {
 
 pub(super) type Set<T> = fn(&mut ServerConfig, T);
 
-/// What a number counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unit {
-    Things,
-    Bytes,
-    Milliseconds,
-}
-
-const BYTE_UNITS: [(&str, u64); 4] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 const LABEL_BYTES_MAX: usize = 64;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -182,51 +173,6 @@ impl fmt::Display for Value {
             Self::Text(text) => text.fmt(f),
             Self::List(items) => items.join(",").fmt(f),
         }
-    }
-}
-
-impl Unit {
-    fn parse(self, text: &str) -> Option<u64> {
-        let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match self {
-            _ if is_plain => text.parse().ok(),
-            Self::Things => None,
-            Self::Bytes => {
-                let with = |(name, bytes): &(&str, u64)| Some((text.strip_suffix(name)?, *bytes));
-                let (number, bytes) = BYTE_UNITS.iter().find_map(with)?;
-                Self::Things.parse(number.trim_end())?.checked_mul(bytes)
-            }
-            Self::Milliseconds => {
-                let duration = humantime::parse_duration(text).ok()?;
-                let is_whole = duration.subsec_nanos() % 1_000_000 == 0;
-                is_whole.then(|| u64::try_from(duration.as_millis()).ok())?
-            }
-        }
-    }
-
-    fn show(self, number: u64) -> String {
-        let fits = |(_, bytes): &&(&str, u64)| number >= *bytes && number.is_multiple_of(*bytes);
-        match self {
-            Self::Bytes => {
-                let found = BYTE_UNITS.iter().take(3).find(fits);
-                found
-                    .map_or(number.to_string(), |(name, bytes)| format!("{}{name}", number / bytes))
-            }
-            Self::Milliseconds => {
-                let text = humantime::format_duration(Duration::from_millis(number)).to_string();
-                text.replace(' ', "")
-            }
-            Self::Things => number.to_string(),
-        }
-    }
-
-    fn allowed(self, min: u64, max: u64) -> String {
-        let what = match self {
-            Self::Things => "a whole number",
-            Self::Bytes => "a number of bytes, or of KiB, MiB or GiB like 64MiB,",
-            Self::Milliseconds => "a number of milliseconds, or a time like 250ms, 10s or 1h,",
-        };
-        format!("{what} from {} to {}", self.show(min), self.show(max))
     }
 }
 

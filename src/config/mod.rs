@@ -29,6 +29,7 @@ mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 pub use args::Args;
 pub use error::{Error, Problem};
@@ -37,3 +38,4 @@ pub use load::{Loaded, Origin, Setting, load};
 pub use sample::sample;
 pub use server::{Limits, Log, LogFormat, Raft, ServerConfig, Storage};
 pub use table::KEYS;
+pub(crate) use unit::Unit;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::key::Fallback::{Derived, Required, Text};
-use super::key::{Fallback, Key, Kind, Set, Unit};
+use super::key::{Fallback, Key, Kind, Set};
 use super::server::LogFormat;
+use super::unit::Unit;
 use crate::types::NodeId;
 
 const KIB: u64 = 1 << 10;

@@ -6,6 +6,7 @@ use super::super::error::Error;
 use super::super::limits::ANSWER_BYTES_MAX;
 use super::Config;
 use crate::cluster::command::TopicConfig;
+use crate::config::Unit;
 
 const UNLIMITED: &str = "unlimited";
 /// The largest record of a topic that does not say otherwise, and of any.
@@ -42,32 +43,32 @@ const KEYS: [Key; 6] = [
     },
     Key {
         name: "retention_ms",
-        expected: "milliseconds, at least 1, or unlimited",
-        set: |config, value| set_limit(&mut config.retention_ms, value),
+        expected: "milliseconds, at least 1, or a time like 12h or 7days, or unlimited",
+        set: |config, value| set_limit(&mut config.retention_ms, Unit::Milliseconds, value),
         show: |config| show_limit(config.retention_ms),
     },
     Key {
         name: "retention_bytes",
-        expected: "bytes, at least 1, or unlimited",
-        set: |config, value| set_limit(&mut config.retention_bytes, value),
+        expected: "bytes, at least 1, or KiB, MiB or GiB like 512MiB, or unlimited",
+        set: |config, value| set_limit(&mut config.retention_bytes, Unit::Bytes, value),
         show: |config| show_limit(config.retention_bytes),
     },
     Key {
         name: "record_bytes_max",
-        expected: "bytes, 1 to 1048576",
+        expected: "bytes, 1 to 1048576, or KiB or MiB like 64KiB",
         set: |config, value| set_size(&mut config.record_bytes_max, value, RECORD_BYTES_MAX),
         show: |config| config.record_bytes_max.unwrap_or(RECORD_BYTES_MAX).to_string(),
     },
     Key {
         name: "batch_bytes_max",
-        expected: "bytes, 1 to 3670016",
+        expected: "bytes, 1 to 3670016, or KiB or MiB like 2MiB",
         set: |config, value| set_size(&mut config.batch_bytes_max, value, BATCH_BYTES_MAX),
         show: |config| config.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX).to_string(),
     },
 ];
 
-fn set_limit(limit: &mut Option<u64>, value: &str) -> bool {
-    let number = value.parse().ok().filter(|number| *number > 0);
+fn set_limit(limit: &mut Option<u64>, unit: Unit, value: &str) -> bool {
+    let number = unit.parse(value).filter(|number| *number > 0);
     *limit = number;
     number.is_some() || value == UNLIMITED
 }
@@ -77,7 +78,8 @@ fn show_limit(limit: Option<u64>) -> String {
 }
 
 fn set_size(size: &mut Option<u32>, value: &str, max: u32) -> bool {
-    *size = value.parse().ok().filter(|number| (1..=max).contains(number));
+    let number = Unit::Bytes.parse(value).and_then(|number| u32::try_from(number).ok());
+    *size = number.filter(|number| (1..=max).contains(number));
     size.is_some()
 }
 
@@ -152,6 +154,19 @@ mod tests {
     }
 
     #[test]
+    fn a_value_may_have_a_unit() {
+        let set = values(&[
+            ("retention_ms", "1h 30m"),
+            ("retention_bytes", "16MiB"),
+            ("record_bytes_max", "64KiB"),
+        ]);
+        let config = parse(&set, TopicConfig::default()).unwrap();
+        assert_eq!(config.retention_ms, Some(90 * 60_000));
+        assert_eq!(config.retention_bytes, Some(16 << 20));
+        assert_eq!(config.record_bytes_max, Some(64 << 10));
+    }
+
+    #[test]
     fn unknown_keys_and_bad_values_are_refused() {
         let bad = [
             ("retention", "1"),
@@ -159,6 +174,10 @@ mod tests {
             ("retention_ms", "0"),
             ("retention_ms", "-1"),
             ("retention_bytes", "much"),
+            ("retention_bytes", "0MiB"),
+            ("retention_bytes", "99999999999999999999GiB"),
+            ("record_bytes_max", "2MiB"),
+            ("retention_ms", "16MiB"),
             ("durability", "paper"),
             ("record_bytes_max", "1048577"),
             ("batch_bytes_max", "0"),
