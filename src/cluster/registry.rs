@@ -34,6 +34,8 @@ struct Wanted {
     durability: Durability,
     /// The group's first members, if this replica is one of them.
     founders: Option<Membership>,
+    /// What its log may take.
+    kept_bytes: Option<u64>,
 }
 
 /// A replica that cannot be brought back: it needs a successor with another id.
@@ -185,7 +187,8 @@ impl Registry {
                 false => Durability::Fsync,
             };
             let founders = is_founder.then(|| Membership::of_voters(founders));
-            Some(Wanted { replica, durability, founders })
+            let kept_bytes = topic.config.retention_bytes;
+            Some(Wanted { replica, durability, founders, kept_bytes })
         };
         let mut wanted = BTreeMap::new();
         for topic in state.topics() {
@@ -286,7 +289,8 @@ impl Registry {
             return Ok(());
         };
         match open_replica::<Replica>(&self.dir, log, replica, wanted.durability) {
-            Ok(opened) => {
+            Ok(mut opened) => {
+                opened.log.keep_within(wanted.kept_bytes);
                 let hosted = self.host.open(opened)?;
                 let handle = Handle::new(log, self.host.clone(), hosted, self.room.clone());
                 let mut running = self.running.write().expect("nobody panics with the lock");

@@ -358,16 +358,24 @@ impl Disk {
         Ok(inputs)
     }
 
-    /// Applies a retention policy to a group's log and moves its start to `log_start` at least.
-    /// Only entries up to `settled` go, see [`super::Group::settled`]. Returns the tip before the
-    /// first entry if that has changed.
+    /// Logs that were written to and take more than they may, or have files that may go: for
+    /// [`Self::retain`]. To be asked before [`Self::tend`].
+    pub fn overgrown(&self) -> Vec<LogId> {
+        let is_overgrown = |group: &&LogId| self.logs.get(group).is_some_and(Log::is_overgrown);
+        self.written.iter().filter(is_overgrown).copied().collect()
+    }
+
+    /// Applies a retention policy to a group's log, or without one the bound on its size that the
+    /// last policy had, and moves its start to `log_start` at least. Only entries up to `settled`
+    /// go, see [`super::Group::settled`]; and the files go of what was given up the last time.
+    /// Returns the tip before the first entry if that has changed.
     ///
     /// # Errors
     /// As [`Log::retain`].
     pub fn retain(
         &mut self,
         group: LogId,
-        policy: &Policy,
+        policy: Option<&Policy>,
         log_start: u64,
         settled: u64,
         now_ms: i64,
@@ -383,7 +391,8 @@ impl Disk {
         let reader = log.reader();
         let first_index = reader.first_index();
         log.advance_log_start(log_start.min(reader.log_end_offset()), settled)?;
-        log.retain(policy, settled, now_ms)?;
+        let by_size = Policy { bytes: log.kept_bytes(), ..Policy::default() };
+        log.retain(policy.unwrap_or(&by_size), settled, now_ms)?;
         if reader.first_index() == first_index {
             return Ok(None);
         }

@@ -26,7 +26,7 @@ pub(super) async fn retain(context: Context, every: Duration) {
         give_up(&context).await;
         sleep(RECLAIM_AFTER.min(every / 2)).await;
         for handle in context.node().registry().handles() {
-            let _ = context.node().partition_host().retain(handle.group(), Policy::default());
+            let _ = context.node().partition_host().reclaim(handle.group());
             tokio::task::yield_now().await;
         }
     }

@@ -263,6 +263,8 @@ impl Opening {
             sync,
             tip: end.tip,
             next_generation: self.facts.generation_max + 1,
+            segment_bytes: self.context.config.segment_bytes,
+            kept_bytes: None,
             condemned: Arc::default(),
             lost_tail: end.lost_tail,
         };

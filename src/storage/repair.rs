@@ -142,7 +142,8 @@ impl Copy {
             is_recycled: false,
             ..*old.header()
         };
-        let segment = Segment::create(&log.context, &log.dir, header, bytes, Purpose::Recovery)?;
+        let (purpose, full) = (Purpose::Recovery, old.full_bytes());
+        let segment = Segment::create(&log.context, &log.dir, header, bytes, purpose, full)?;
         let mut copy = Self { segment, tip: header.previous };
         let filled = copy.fill(old, &scan.runs, given, last_index);
         if let Err(error) = filled {

@@ -1,4 +1,5 @@
-//! Choosing which segments retention drops. Pure; [`super::Log`] carries it out.
+//! Choosing which segments retention drops, and how long segments are for its sake. Pure;
+//! [`super::Log`] carries it out.
 
 /// What retention needs to know of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,26 @@ pub struct Policy {
     /// Do not give up this offset or a later one for its age: somebody still needs it. A log that
     /// is too large gives it up all the same, or one reader that is gone could fill the disk.
     pub keep_from_offset: Option<u64>,
+}
+
+/// Parts of a log that is bounded in size: with few, much would go at a time and more than is to be
+/// kept would stay; with many, it would roll all the time.
+const PARTS: u64 = 4;
+/// A segment is not made shorter than this for the sake of retention: each costs a sync of its
+/// directory and a checkpoint.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Length at which a segment is full in a log that keeps at most `kept_bytes`; `max` in one without
+/// a bound. A power of two if less, so that logs can use each other's old files.
+///
+/// Measured with 16 logs of 16 MiB each: with segments of 64 MiB a node wrote through 2 GiB of
+/// files until it came to the first one again, and on a machine that lets go of idle memory the
+/// kernel spent a quarter of all time to get it back. With segments of 4 MiB it is 370 MiB.
+pub(super) fn segment_bytes(kept_bytes: Option<u64>, max: u64) -> u64 {
+    let Some(kept_bytes) = kept_bytes else { return max };
+    let part = (kept_bytes / PARTS).max(SEGMENT_BYTES_MIN);
+    let rounded = 1 << part.ilog2();
+    rounded.min(max)
 }
 
 /// Returns how many of the oldest segments go.
@@ -69,6 +90,18 @@ mod tests {
             has_checkpoint: true,
         };
         (0..5).map(segment).collect()
+    }
+
+    #[test]
+    fn segments_are_a_part_of_what_is_kept() {
+        const MIB: u64 = 1 << 20;
+        for (kept, bytes) in
+            [(1, MIB), (16 * MIB, 4 * MIB), (31 * MIB, 4 * MIB), (u64::MAX, 64 * MIB)]
+        {
+            assert_eq!(segment_bytes(Some(kept), 64 * MIB), bytes, "{kept} bytes are kept");
+        }
+        assert_eq!(segment_bytes(None, 64 * MIB), 64 * MIB);
+        assert_eq!(segment_bytes(Some(16 * MIB), 8192), 8192, "never longer than configured");
     }
 
     #[test]

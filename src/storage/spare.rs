@@ -60,10 +60,11 @@ impl Spares {
         })
     }
 
-    /// Takes a spare of exactly `bytes`, if one is ready.
+    /// Takes a spare of exactly `bytes`, if one is ready: the one that was used last, which is the
+    /// likeliest to be in memory.
     pub(super) fn take(&self, bytes: u64) -> Option<PathBuf> {
         let mut state = self.lock();
-        let at = state.ready.iter().position(|(_, len)| *len == bytes)?;
+        let at = state.ready.iter().rposition(|(_, len)| *len == bytes)?;
         let (path, len) = state.ready.remove(at)?;
         assert_eq!(len, bytes, "a spare has the length that was asked for");
         Some(path)
@@ -71,7 +72,7 @@ impl Spares {
 
     /// Puts a taken spare back that was not used after all.
     pub(super) fn put_back(&self, path: PathBuf, bytes: u64) {
-        self.lock().ready.push_front((path, bytes));
+        self.lock().ready.push_back((path, bytes));
     }
 
     /// A path for a new file in the spare directory.

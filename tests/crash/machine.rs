@@ -175,8 +175,8 @@ impl File for Disk {
         }
     }
 
-    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
-        self.file.drop_cache(bytes)
+    fn drop_cache(&self) -> io::Result<()> {
+        self.file.drop_cache()
     }
 
     fn read_ahead(&self) -> io::Result<()> {

@@ -217,7 +217,7 @@ fn large(n: u8) -> &'static [u8] {
 fn retain_least(node: &mut Node) {
     let settled = node.group().settled();
     let policy = Policy { bytes: Some(0), ..Policy::default() };
-    if let Some(start) = node.disk.retain(GROUP, &policy, 0, settled, 0).unwrap() {
+    if let Some(start) = node.disk.retain(GROUP, Some(&policy), 0, settled, 0).unwrap() {
         node.inputs.push(Input::StartAdvanced { group: GROUP, start });
     }
 }

@@ -307,14 +307,20 @@ impl Live {
         Ok(())
     }
 
-    pub fn tend(&mut self) -> storage::Result<()> {
+    /// What a shard does now and then; which logs it moved to keep them small, and to where.
+    pub fn tend(&mut self, now: Now) -> storage::Result<Vec<(LogId, Tip)>> {
         let (suspects, changed) = self.disk.look_for_damage();
         self.inputs.extend(changed);
         for (reader, suspect) in suspects {
             self.tally.add("damage-met-while-up", 1);
             reader.examine(suspect)?;
         }
-        self.disk.tend(&self.syncer)
+        let mut moved = Vec::new();
+        for group in self.disk.overgrown() {
+            moved.extend(self.retain_one(group, None, now)?);
+        }
+        self.disk.tend(&self.syncer)?;
+        Ok(moved)
     }
 
     pub fn read_cold(&mut self, read: &quipu::raft::ColdRead) {
@@ -334,15 +340,27 @@ impl Live {
     pub fn retain(&mut self, policy: &Policy, now: Now) -> storage::Result<Vec<(LogId, Tip)>> {
         let mut moved = Vec::new();
         for group in self.shard.groups().collect::<Vec<_>>() {
-            let settled = self.shard.group(group).unwrap().settled();
-            let log_start = self.shard.machine(group).unwrap().state().log_start();
-            let start = self.disk.retain(group, policy, log_start, settled, now.wall_ms)?;
-            if let Some(start) = start {
-                moved.push((group, start));
-                self.inputs.push(Input::StartAdvanced { group, start });
-            }
+            moved.extend(self.retain_one(group, Some(policy), now)?);
         }
         Ok(moved)
+    }
+
+    fn retain_one(
+        &mut self,
+        group: LogId,
+        policy: Option<&Policy>,
+        now: Now,
+    ) -> storage::Result<Option<(LogId, Tip)>> {
+        let (Some(found), Some(machine)) = (self.shard.group(group), self.shard.machine(group))
+        else {
+            return Ok(None);
+        };
+        let (settled, log_start) = (found.settled(), machine.state().log_start());
+        let start = self.disk.retain(group, policy, log_start, settled, now.wall_ms)?;
+        if let Some(start) = start {
+            self.inputs.push(Input::StartAdvanced { group, start });
+        }
+        Ok(start.map(|start| (group, start)))
     }
 
     pub fn is_full(&self) -> bool {

@@ -1,7 +1,9 @@
 //! Append, read, look up, roll, truncate, retain, close: the ordinary life of a log.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use quipu::storage::fs::Fs as _;
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Access, Case, Class, Config, Error, Policy, Tip};
 
@@ -231,6 +233,35 @@ fn retention_moves_the_start_and_frees_files_only_when_that_is_durable() {
     let (_dir, log, _) = reopen(&fs);
     assert_eq!(log.reader().log_start_offset(), start);
     assert_eq!(read_all(&log), entries);
+}
+
+#[test]
+fn a_log_with_a_bound_goes_through_the_same_few_files() {
+    const MIB: u64 = 1 << 20;
+    let fs = SimFs::new();
+    let sizes = Config { segment_bytes: 64 * MIB, allocation_bytes_max: MIB, ..Config::tiny() };
+    let dir = open_dir_with(&fs, Config { spares_max: 8, ..sizes }).unwrap();
+    let mut log = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    log.keep_within(Some(4 * MIB));
+    let mut longest = 0;
+    for _ in 0..400 {
+        append(&mut log, 1, 64 << 10).unwrap();
+        log.sync().unwrap();
+        if log.is_overgrown() {
+            let policy = Policy { bytes: log.kept_bytes(), ..Policy::default() };
+            log.reclaim().unwrap();
+            log.retain(&policy, u64::MAX, 0).unwrap();
+            dir.journal().sync().unwrap();
+        }
+        let segments = log.reader().segments();
+        let lengths = segments.iter().map(|segment| segment.allocated_bytes());
+        longest = longest.max(lengths.clone().max().unwrap());
+        assert!(lengths.sum::<u64>() <= 5 * MIB, "what is kept and what is being written");
+    }
+    assert_eq!(longest, MIB, "segments are as long as suits the bound");
+    assert!(log.reader().log_start_offset() > 300);
+    let names = fs.list(Path::new(ROOT).join("spare").as_path()).unwrap();
+    assert!(names.len() <= 3, "old files are used again, not kept: {names:?}");
 }
 
 #[test]

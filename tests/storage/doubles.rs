@@ -169,8 +169,8 @@ impl File for PausingFile {
     fn sync(&self) -> io::Result<()> {
         self.0.sync()
     }
-    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
-        self.0.drop_cache(bytes)
+    fn drop_cache(&self) -> io::Result<()> {
+        self.0.drop_cache()
     }
     fn read_ahead(&self) -> io::Result<()> {
         self.0.read_ahead()

@@ -1,5 +1,6 @@
 //! Work that goes on beside readers, repairs, retention and bad sectors.
 
+use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -416,6 +417,28 @@ fn a_mapping_without_slices_is_not_borrowed() {
     assert_eq!(Arc::strong_count(&lease), 2, "the slice keeps the lease");
     drop(slice);
     assert_eq!(Arc::strong_count(&lease), 1, "and gives it back");
+}
+
+#[test]
+fn the_disk_can_be_read_past_the_cache_at_any_position() {
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (fs, path) = (OsFs::new(), temporary.path().join("file"));
+    let bytes: Vec<u8> = (0..10_000_u32).map(|n| (n % 251) as u8).collect();
+    let file = fs.open(&path, OpenMode::Create).unwrap();
+    file.write_at(&[IoSlice::new(&bytes)], 0).unwrap();
+    file.sync().unwrap();
+    let disk = fs.open(&path, OpenMode::ReadDisk).unwrap();
+    for (from, count) in
+        [(0, 1), (0, 10_000), (4_095, 2), (4_096, 4_096), (5_000, 5_000), (1, 8_999)]
+    {
+        let mut found = vec![0; count];
+        assert_eq!(disk.read_at(&mut found, from as u64).unwrap(), count);
+        assert_eq!(found, bytes[from..from + count], "{count} bytes from {from}");
+    }
+    let mut found = vec![0; 100];
+    assert_eq!(disk.read_at(&mut found, 9_990).unwrap(), 10, "to the end and no further");
+    assert_eq!(found[..10], bytes[9_990..]);
+    assert_eq!(disk.read_at(&mut found, 20_000).unwrap(), 0);
 }
 
 #[test]

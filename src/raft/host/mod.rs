@@ -140,7 +140,8 @@ enum Mail<M: Machine> {
     Inspect(LogId, oneshot::Sender<Look>),
     Synced(storage::Result<Vec<u64>>),
     Read(Input<M>),
-    Retain(LogId, Policy),
+    /// A policy, or what the last one says of the size.
+    Retain(LogId, Option<Policy>),
     Stop,
 }
 
@@ -275,12 +276,21 @@ where
         Ok(receiver)
     }
 
-    /// Applies a retention policy to a group's log, soon.
+    /// Applies a retention policy to a group's log, soon. From then on the log keeps to the size
+    /// that the policy allows by itself.
     ///
     /// # Errors
     /// [`Refused`].
     pub fn retain(&self, group: LogId, policy: Policy) -> Result<(), Refused> {
-        self.post(group, Mail::Retain(group, policy))
+        self.post(group, Mail::Retain(group, Some(policy)))
+    }
+
+    /// Removes the files of what retention has given up before, soon.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn reclaim(&self, group: LogId) -> Result<(), Refused> {
+        self.post(group, Mail::Retain(group, None))
     }
 
     /// Takes a frame that came from `from`. What the shards have no room for is dropped.

@@ -281,7 +281,7 @@ impl<M: Machine> Turn<M> {
             }
             Mail::Synced(round) => self.inputs.extend(round?.into_iter().map(Input::Stored)),
             Mail::Read(input) => self.inputs.push(input),
-            Mail::Retain(group, policy) => self.retain(group, &policy)?,
+            Mail::Retain(group, policy) => self.retain(group, policy.as_ref())?,
             Mail::Stop => self.is_stopping = true,
         }
         Ok(())
@@ -432,10 +432,12 @@ impl<M: Machine> Turn<M> {
             self.inputs.extend(done.into_iter().map(Input::Stored));
         }
         self.look_for_damage();
+        let overgrown = self.disk.overgrown();
+        overgrown.into_iter().try_for_each(|group| self.retain(group, None))?;
         self.disk.tend(&self.syncer)
     }
 
-    fn retain(&mut self, group: LogId, policy: &Policy) -> storage::Result<()> {
+    fn retain(&mut self, group: LogId, policy: Option<&Policy>) -> storage::Result<()> {
         let (Some(found), Some(machine)) = (self.shard.group(group), self.shard.machine(group))
         else {
             return Ok(());

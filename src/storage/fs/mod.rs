@@ -21,6 +21,9 @@ pub mod sim;
 pub enum OpenMode {
     /// Existing, for reading.
     Read,
+    /// Existing, for reading what the disk has, whatever is in memory; where the system cannot do
+    /// that, the file's clean pages are forgotten.
+    ReadDisk,
     /// Existing, for reading and writing.
     Write,
     /// New, for reading and writing; fails when the name is taken.
@@ -35,9 +38,6 @@ pub struct DirEntry {
     /// True for a directory.
     pub is_dir: bool,
 }
-
-/// A length that no file exceeds.
-pub const WHOLE_FILE: u64 = u64::MAX;
 
 /// A file system.
 pub trait Fs: Send + Sync + fmt::Debug {
@@ -91,9 +91,8 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable. An error is final: nothing is known about what
     /// was written since the last success, not even if a later call succeeds.
     fn sync(&self) -> io::Result<()>;
-    /// Asks the system to forget the clean pages of the file's first `bytes`, and maybe more, so
-    /// that later reads judge the disk; [`WHOLE_FILE`] for all of it.
-    fn drop_cache(&self, bytes: u64) -> io::Result<()>;
+    /// Asks the system to forget the file's clean pages, so that later reads judge the disk.
+    fn drop_cache(&self) -> io::Result<()>;
     /// Asks the system to bring the whole file into memory, without waiting for it.
     fn read_ahead(&self) -> io::Result<()>;
     /// Maps the first `reserve` bytes for reading; they may lie beyond the end of the file as long

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, Read as _};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -23,8 +22,8 @@ const PARTS_MAX: usize = 1024;
 /// How often, and how far apart, a lock that somebody holds is tried.
 const LOCK_TRIES: usize = 5;
 const LOCK_TRY_EVERY: Duration = Duration::from_millis(5);
-/// The kernel's page cache has pages of up to this length.
-const PAGE_BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// Reads past the page cache begin, end and arrive at multiples of this.
+const DIRECT_BYTES: usize = 4096;
 const ZEROS: &[u8] = &[0; 64 * 1024];
 
 /// The operating system's files.
@@ -64,9 +63,23 @@ impl Fs for OsFs {
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = fs::OpenOptions::new();
-        options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
-        options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
-        Ok(Arc::new(OsFile(options.open(path)?)))
+        let is_written = matches!(mode, OpenMode::Write | OpenMode::Create);
+        options.read(true).write(is_written).create_new(mode == OpenMode::Create);
+        let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        options.mode(0o600).custom_flags(flags);
+        if mode != OpenMode::ReadDisk {
+            return Ok(Arc::new(OsFile { file: options.open(path)?, is_direct: false }));
+        }
+        match options.clone().custom_flags(flags | libc::O_DIRECT).open(path) {
+            Ok(file) => Ok(Arc::new(OsFile { file, is_direct: true })),
+            // Some file systems cannot do that.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let file = OsFile { file: options.open(path)?, is_direct: false };
+                file.drop_cache()?;
+                Ok(Arc::new(file))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -172,71 +185,102 @@ struct OsLock(#[expect(dead_code, reason = "closing the file releases the lock")
 impl Lock for OsLock {}
 
 #[derive(Debug)]
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    /// Opened to be read past the page cache.
+    is_direct: bool,
+}
+
+impl OsFile {
+    /// Reads past the page cache, in whole blocks around what is asked for.
+    fn read_blocks(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        let skipped = position as usize % DIRECT_BYTES;
+        let bytes = (skipped + buf.len()).next_multiple_of(DIRECT_BYTES);
+        let mut room = vec![0; bytes + DIRECT_BYTES];
+        let aligned = room.as_ptr().align_offset(DIRECT_BYTES);
+        let blocks = &mut room[aligned..aligned + bytes];
+        // What comes short of whole blocks is the end of the file.
+        let read = loop {
+            match self.file.read_at(blocks, position - skipped as u64) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        let found = read.saturating_sub(skipped).min(buf.len());
+        buf[..found].copy_from_slice(&blocks[skipped..skipped + found]);
+        Ok(found)
+    }
+}
 
 impl File for OsFile {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut at = position;
         for chunk in parts.chunks(PARTS_MAX) {
-            at += write_chunk(&self.0, chunk, at)?;
+            at += write_chunk(&self.file, chunk, at)?;
         }
         Ok(())
     }
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], position + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        match self.is_direct {
+            true => self.read_blocks(buf, position),
+            false => read_at(&self.file, buf, position),
         }
-        Ok(done)
     }
 
     fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
         // Reserving first turns a full disk into an error before anything is written.
         let reserve = rustix::fs::FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.0, reserve, from, to - from) {
+        match rustix::fs::fallocate(&self.file, reserve, from, to - from) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
         let mut at = from;
         while at < to {
             let n = (to - at).min(ZEROS.len() as u64);
-            self.0.write_all_at(&ZEROS[..n as usize], at)?;
+            self.file.write_all_at(&ZEROS[..n as usize], at)?;
             at += n;
         }
         Ok(())
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes)?)
+        Ok(rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes)?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
-    fn drop_cache(&self, bytes: u64) -> io::Result<()> {
-        // The kernel keeps a page that reaches beyond the range, so the range ends with a page.
-        let len = bytes.checked_next_multiple_of(PAGE_BYTES_MAX).and_then(NonZeroU64::new);
-        Ok(rustix::fs::fadvise(&self.0, 0, len, Advice::DontNeed)?)
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
     fn read_ahead(&self) -> io::Result<()> {
-        Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::WillNeed)?)
+        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed)?)
     }
 
     fn map(&self, reserve: u64, lease: Arc<()>) -> io::Result<Box<dyn Map>> {
-        Ok(Box::new(FileMap::new(&self.0, reserve, lease)?))
+        Ok(Box::new(FileMap::new(&self.file, reserve, lease)?))
     }
+}
+
+/// Reads as much as there is, up to the length of `buf`.
+fn read_at(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], position + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// Writes up to [`PARTS_MAX`] parts and returns their total length; finishes what the kernel cut

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::super::error::{Damage, IoContext as _, Result};
 use super::super::files::SegmentFile;
-use super::super::fs::{File, Fs, OpenMode, WHOLE_FILE, read_exact_at};
+use super::super::fs::{File, Fs, OpenMode, read_exact_at};
 use super::super::header::{
     CHECKPOINT_POSITION, COPY_POSITIONS, SEGMENT_HEADER_BYTES, SegmentHeader, Tip,
 };
@@ -63,7 +63,7 @@ pub(super) fn examine(
 ) -> Result<Examined> {
     let open = fs.open(&file.path, OpenMode::Read).at("open", &file.path)?;
     if reading.from_disk {
-        open.drop_cache(WHOLE_FILE).at("drop the cache of", &file.path)?;
+        open.drop_cache().at("drop the cache of", &file.path)?;
     }
     let mut findings = Findings { file, damage: Vec::new(), notes: Vec::new() };
     findings.check_head(&*open, header);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::error::{Error, IoContext as _, Result};
-use super::super::fs::{File, Fs, OpenMode, WHOLE_FILE, read_exact_at};
+use super::super::fs::{File, Fs, OpenMode, read_exact_at};
 use super::super::segment::remove_if_there;
 use super::format::{self, Change, FactKind, Head};
 use super::{COPIES, State};
@@ -91,7 +91,7 @@ fn read_copy(fs: &dyn Fs, path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", path, error)),
     };
-    file.drop_cache(WHOLE_FILE).at("drop the cache of", path)?;
+    file.drop_cache().at("drop the cache of", path)?;
     let len = usize::try_from(file.length().at("measure", path)?).unwrap_or(usize::MAX);
     let mut bytes = vec![0; len];
     Ok(read_exact_at(&*file, &mut bytes, 0).ok().map(|()| bytes))

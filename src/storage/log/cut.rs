@@ -111,7 +111,8 @@ impl Log {
     ) -> Result<()> {
         let bytes = checkpoint.unwrap_or_default();
         let header = self.next_header(origin, tip, previous_base, bytes, checkpoint.is_some());
-        let segment = Segment::create(&self.context, &self.dir, header, bytes, Purpose::Recovery)?;
+        let (purpose, full) = (Purpose::Recovery, self.segment_bytes);
+        let segment = Segment::create(&self.context, &self.dir, header, bytes, purpose, full)?;
         self.next_generation += 1;
         let old = self.segments();
         assert!(kept <= old.len(), "{kept} of {} segments are kept", old.len());

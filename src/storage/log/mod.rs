@@ -42,6 +42,10 @@ pub struct Log {
     pub(super) sync: Arc<LogSync>,
     pub(super) tip: Tip,
     pub(super) next_generation: u64,
+    /// Length at which a segment is full that begins now.
+    pub(super) segment_bytes: u64,
+    /// What the log may take, as retention was told last.
+    pub(super) kept_bytes: Option<u64>,
     /// Segments that are no longer part of the log, each with what has to be durable first.
     pub(super) condemned: Arc<Mutex<Vec<Condemned>>>,
     pub(super) lost_tail: Option<LostTail>,
@@ -97,7 +101,8 @@ impl Log {
             has_checkpoint: true,
             is_recycled: false,
         };
-        let segment = Segment::create(context, &dir, header, checkpoint, Purpose::SmallLog)?;
+        let full = context.config.segment_bytes;
+        let segment = Segment::create(context, &dir, header, checkpoint, Purpose::SmallLog, full)?;
         let sync = LogSync::new(context, id, tip.index, true);
         sync.note_appended(&segment, tip.index);
         let shared = Shared {
@@ -117,6 +122,8 @@ impl Log {
             sync,
             tip,
             next_generation: 2,
+            segment_bytes: full,
+            kept_bytes: None,
             condemned: Arc::default(),
             lost_tail: None,
         })
@@ -233,11 +240,12 @@ impl Log {
         if previous.base_index() > self.tip.index {
             return Ok(());
         }
-        let is_full = previous.allocated_bytes() >= self.context.config.segment_bytes;
+        let is_full = previous.allocated_bytes() >= previous.full_bytes();
         let purpose = if is_full { Purpose::BusyLog } else { Purpose::SmallLog };
         let header =
             self.next_header(Origin::Rolled, self.tip, previous.base_index(), &bytes, true);
-        let segment = Segment::create(&self.context, &self.dir, header, &bytes, purpose)?;
+        let full = self.segment_bytes;
+        let segment = Segment::create(&self.context, &self.dir, header, &bytes, purpose, full)?;
         previous.seal();
         self.next_generation += 1;
         let mut segments = self.segments().to_vec();

@@ -54,7 +54,7 @@ impl Log {
     }
 
     /// Applies a retention policy to entries up to `committed_index` and returns how many segments
-    /// it dropped.
+    /// it dropped. From here on segments have the length that suits the policy.
     ///
     /// # Errors
     /// As [`Self::advance_log_start`].
@@ -65,6 +65,7 @@ impl Log {
         now_ms: i64,
     ) -> Result<usize> {
         self.context.failure.check()?;
+        self.keep_within(policy.bytes);
         let segments = self.segments();
         let index_max = committed_index.saturating_add(1);
         let committed = segments.partition_point(|segment| segment.base_index() <= index_max);
@@ -75,6 +76,30 @@ impl Log {
             self.begin_at(count, start)?;
         }
         Ok(count)
+    }
+
+    /// True if the log takes more than it may, or if something of it is still to be removed.
+    pub fn is_overgrown(&self) -> bool {
+        let Some(kept_bytes) = self.kept_bytes else { return false };
+        let segments = self.segments();
+        let bytes: u64 = segments.iter().map(|segment| segment.allocated_bytes()).sum();
+        let can_shrink = segments.len() > 1 && bytes > kept_bytes;
+        can_shrink || !self.condemned.lock().expect("no holder of the list panics").is_empty()
+    }
+
+    /// What the log may take, as retention was told last.
+    pub fn kept_bytes(&self) -> Option<u64> {
+        self.kept_bytes
+    }
+
+    /// Sets what the log may take, as [`Self::retain`] does, and gives nothing up.
+    pub fn keep_within(&mut self, kept_bytes: Option<u64>) {
+        self.kept_bytes = kept_bytes;
+        let bytes = retention::segment_bytes(kept_bytes, self.context.config.segment_bytes);
+        if self.segment_bytes != bytes {
+            self.segment_bytes = bytes;
+            self.active().set_full_bytes(bytes);
+        }
     }
 
     fn facts_of(&self, n: usize) -> SegmentFacts {

@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::super::entry::{PAYLOAD_BYTES_MAX, frame_bytes};
 use super::super::error::{Error, IoContext as _, Result};
-use super::super::fs::{File, Fs, OpenMode, WHOLE_FILE};
+use super::super::fs::{File, Fs, OpenMode};
 use super::{Access, Name, OpenFile, Segment};
 
 impl Segment {
@@ -117,14 +117,9 @@ impl Segment {
 
     /// Opens the file anew, with its clean pages forgotten: to judge the disk and not the cache.
     pub(in super::super) fn open_fresh(&self) -> Result<Arc<dyn File>> {
-        self.open_forgetting(WHOLE_FILE)
-    }
-
-    /// The same, with no more than the pages of the first `bytes` forgotten.
-    pub(super) fn open_forgetting(&self, bytes: u64) -> Result<Arc<dyn File>> {
         let path = self.path();
         let file = self.context.fs.open(&path, OpenMode::Write).at("open", &path)?;
-        file.drop_cache(bytes).at("drop the cache of", &path)?;
+        file.drop_cache().at("drop the cache of", &path)?;
         Ok(file)
     }
 
@@ -187,7 +182,7 @@ impl Segment {
         let bytes = self.allocated_bytes();
         // Nobody can map the file from here on. Whoever did holds the lease, up to the last slice.
         let is_borrowed = Arc::strong_count(&self.lease) > 1;
-        let is_reusable = bytes == self.context.config.segment_bytes && !is_borrowed;
+        let is_reusable = bytes == self.full_bytes() && !is_borrowed;
         if !(is_reusable && self.context.spares.recycle(&self.context, &path, bytes)?) {
             remove_if_there(fs, &path)?;
         }

@@ -48,6 +48,8 @@ pub struct Segment {
     end: AtomicU64,
     /// File length.
     allocated: AtomicU64,
+    /// Length at which the segment is full.
+    full: AtomicU64,
     /// Length of the present mapping.
     mapped_bytes: AtomicU64,
     index: RwLock<Option<SparseIndex>>,
@@ -98,8 +100,9 @@ pub enum Access {
 }
 
 impl Segment {
-    /// Makes a new segment with its checkpoint, in a spare file if one of full length is ready and
-    /// the log is busy. It has no name yet; [`Self::take_name`] gives it one.
+    /// Makes a new segment with its checkpoint that is full at `full_bytes`, in a spare file of
+    /// that length if one is ready and the log is busy. It has no name yet; [`Self::take_name`]
+    /// gives it one.
     ///
     /// # Errors
     /// [`Error::NoSpace`], or what the system said. The log is as it was.
@@ -109,8 +112,8 @@ impl Segment {
         mut header: SegmentHeader,
         checkpoint: &[u8],
         purpose: Purpose,
+        full_bytes: u64,
     ) -> Result<Arc<Self>> {
-        let full_bytes = context.config.segment_bytes;
         let is_busy = purpose == Purpose::BusyLog;
         let spare = if is_busy { context.spares.take(full_bytes) } else { None };
         let (path, mode) = match spare {
@@ -122,6 +125,7 @@ impl Segment {
         let allocated = if mode == OpenMode::Write { full_bytes } else { 0 };
         let name = Name::Spare(path.clone());
         let segment = Self::assemble(context, dir, header, allocated, name);
+        segment.set_full_bytes(full_bytes);
         let written = segment.write_head(&*file, checkpoint, purpose);
         if let Err(error) = written {
             match mode {
@@ -166,6 +170,7 @@ impl Segment {
             lease: Arc::new(()),
             end: AtomicU64::new(if is_new { header.entries_position() } else { allocated }),
             allocated: AtomicU64::new(allocated),
+            full: AtomicU64::new(context.config.segment_bytes),
             mapped_bytes: AtomicU64::new(u64::MAX),
             index: RwLock::new(None),
             is_dirty: AtomicBool::new(false),
@@ -221,10 +226,21 @@ impl Segment {
         self.allocated.load(Ordering::Acquire)
     }
 
+    /// Length at which the segment is full, whatever its file has.
+    pub(super) fn full_bytes(&self) -> u64 {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// Makes the segment longer or shorter, as far as it is not written yet.
+    pub(super) fn set_full_bytes(&self, bytes: u64) {
+        assert!(bytes > 0, "segment {} is to hold something", self.base_index());
+        self.full.store(bytes, Ordering::Release);
+    }
+
     /// Bytes of entries that still fit before the segment is full. However long its checkpoint is,
     /// a segment has room for some entries.
     pub(super) fn room(&self) -> u64 {
-        let full = self.context.config.segment_bytes;
+        let full = self.full_bytes();
         let limit = full.max(self.header.entries_position() + full / 4);
         limit.saturating_sub(self.end())
     }
@@ -315,13 +331,13 @@ impl Segment {
 
     /// Grows the file fourfold, within bounds, and at least to `upto`.
     fn allocate_in(&self, file: &dyn File, upto: u64, is_needed: bool) -> Result<()> {
-        let config = &self.context.config;
+        let full = self.full_bytes();
         let from = self.allocated_bytes();
         if upto <= from {
             return Ok(());
         }
-        let step = (3 * from).min(config.allocation_bytes_max);
-        let stepped = (from + step).min(config.segment_bytes).max(upto);
+        let step = (3 * from).min(self.context.config.allocation_bytes_max);
+        let stepped = (from + step).min(full).max(upto);
         let to = stepped.next_multiple_of(512);
         if !is_needed {
             let room = self.context.check_room(to - from);
@@ -336,8 +352,8 @@ impl Segment {
             // Only a repair makes a segment so long; its next reader maps it anew.
             self.open.store(None);
         }
-        if to > config.segment_bytes / 2 {
-            self.context.spares.want(config.segment_bytes);
+        if to > full / 2 {
+            self.context.spares.want(full);
         }
         Ok(())
     }

@@ -29,8 +29,9 @@ impl Segment {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(in super::super) fn check_checkpoint(&self) -> Result<()> {
-        // Readers still use the entries, so the rest of the file stays in memory.
-        let file = self.open_forgetting(self.header.entries_position())?;
+        // Readers still use the entries, so they stay in memory.
+        let path = self.path();
+        let file = self.context.fs.open(&path, OpenMode::ReadDisk).at("open", &path)?;
         self.read_checkpoint(&*file).map(drop)
     }
 

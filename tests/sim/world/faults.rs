@@ -248,15 +248,17 @@ impl World {
         };
         // Inputs that wait could still move what is settled.
         match live.retain(&policy, now) {
-            Ok(moved) => {
-                self.tally.add("log-start-moved", moved.len() as u64);
-                for (group, start) in moved {
-                    self.check_start(id, group, start);
-                }
-            }
+            Ok(moved) => self.note_starts(id, "log-start-moved", moved),
             Err(error) => return self.fail_stop(id, &error),
         }
         self.wake(id, 0);
+    }
+
+    pub(super) fn note_starts(&mut self, id: NodeId, what: &'static str, moved: Vec<(LogId, Tip)>) {
+        self.tally.add(what, moved.len() as u64);
+        for (group, start) in moved {
+            self.check_start(id, group, start);
+        }
     }
 
     /// Retention takes nothing that is not committed.

@@ -388,9 +388,11 @@ impl World {
     }
 
     fn tend(&mut self, id: NodeId, life: u64) {
+        let now = self.nodes[&id].now(self.time_us);
         let Some(live) = self.live(id, life) else { return };
-        if let Err(error) = live.tend() {
-            return self.fail_stop(id, &error);
+        match live.tend(now) {
+            Ok(moved) => self.note_starts(id, "log-kept-small", moved),
+            Err(error) => return self.fail_stop(id, &error),
         }
         self.after(100_000, Event::Tend { node: id, life });
         self.wake(id, 0);

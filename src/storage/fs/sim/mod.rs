@@ -234,7 +234,12 @@ impl Fs for SimFs {
             }
             (None, _) => return Err(io::ErrorKind::NotFound.into()),
         };
-        Ok(Arc::new(SimFile { disk: self.disk.clone(), id }))
+        drop(disk);
+        let file = SimFile { disk: self.disk.clone(), id };
+        if mode == OpenMode::ReadDisk {
+            file.drop_cache()?;
+        }
+        Ok(Arc::new(file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -400,7 +405,7 @@ impl File for SimFile {
         })
     }
 
-    fn drop_cache(&self, _bytes: u64) -> io::Result<()> {
+    fn drop_cache(&self) -> io::Result<()> {
         // Dirty pages stay, clean ones are read again: after a failed sync that is the old content.
         self.with(|disk, id| {
             let file = &mut disk.files[id];
