@@ -4,13 +4,20 @@
 //! one lap of *every* side, one after the other, and the ratio at the end is one of medians over
 //! laps that had the same luck.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use serde_json::json;
 
 /// Names a file for the results, as JSON.
 const JSON: &str = "QUIPU_BENCH_JSON";
+
+/// How long a lap waits at most for what the ones before have left to do.
+const REST_MAX: Duration = Duration::from_secs(10);
+/// Time over which the machine has to have been idle, and how much of it.
+const REST: Duration = Duration::from_millis(300);
+const IDLE_MIN: f64 = 0.9;
 
 /// Few long samples: servers that write to a disk have a bad second now and then.
 #[allow(dead_code, reason = "benches without servers take other samples")]
@@ -104,7 +111,8 @@ impl Scoreboard {
 
     /// The same for sides of which some are much slower than others, so that each gets laps of the
     /// same time: so many rounds after a first one that does not count, each with a lap of every
-    /// side. Before a lap the disk gets done with what the one before has left to write.
+    /// side. A lap begins when all servers are done with what the one before has left them to do:
+    /// to rewrite a file, to drop old records, to compact.
     #[allow(dead_code, reason = "most benches compare two sides")]
     pub(crate) fn race(
         &mut self,
@@ -115,7 +123,7 @@ impl Scoreboard {
         let mut paces = vec![Vec::new(); sides.len()];
         for round in 0..=rounds {
             for ((name, lap), paces) in sides.iter_mut().zip(&mut paces) {
-                rustix::fs::sync();
+                rest();
                 let Work { operations, took } = lap();
                 let per_second = operations as f64 / took.as_secs_f64();
                 eprintln!("{} {round}/{rounds}: {name} {per_second:.0}/s", contest.group);
@@ -190,7 +198,7 @@ impl Scoreboard {
             );
         }
         if let Some(path) = std::env::var_os(JSON) {
-            std::fs::write(path, self.json().to_string()).expect("the results can be written");
+            fs::write(path, self.json().to_string()).expect("the results can be written");
         }
     }
 
@@ -212,6 +220,32 @@ impl Scoreboard {
         let figures: Vec<_> = self.figures.iter().map(figure).collect();
         json!({ "contests": lines, "figures": figures })
     }
+}
+
+/// Waits until the disk has all that was written, and the machine has nothing to do.
+fn rest() {
+    rustix::fs::sync();
+    let started = Instant::now();
+    let mut before = processor_ticks();
+    while started.elapsed() < REST_MAX {
+        std::thread::sleep(REST);
+        let now = processor_ticks();
+        let (idle, all) = (now.0 - before.0, now.1 - before.1);
+        if idle as f64 >= IDLE_MIN * all as f64 {
+            return;
+        }
+        before = now;
+    }
+    eprintln!("the machine has been busy for {REST_MAX:?}: the next lap shares it");
+}
+
+/// Ticks of all processors that were idle, waiting for no disk either; and all ticks.
+fn processor_ticks() -> (u64, u64) {
+    let stat = fs::read_to_string("/proc/stat").expect("the kernel counts ticks");
+    let ticks: Vec<u64> = stat.lines().next().map_or_else(Vec::new, |line| {
+        line.split_whitespace().filter_map(|ticks| ticks.parse().ok()).collect()
+    });
+    (ticks[3], ticks.iter().sum())
 }
 
 /// One lap of each side.

@@ -110,7 +110,7 @@ fn idle(board: &mut Scoreboard, root: &Path) {
     let (node, ready_after) = start(STARTS);
     took.push(ready_after);
     std::thread::sleep(IDLE);
-    let resident_bytes = node.resident_bytes();
+    let resident_bytes = node.holdings().resident_bytes();
     let ready_ms = median(&mut took).as_secs_f64() * 1e3;
     board.note_figure("idle/start-to-ready", "ms", ready_ms, 300.0);
     board.note_figure("idle/resident", "MB", resident_bytes as f64 / 1e6, 40.0);

@@ -94,13 +94,23 @@ impl Process {
         (Self { child, log: log.to_owned() }, conversation)
     }
 
-    /// Bytes of its memory that are resident.
-    pub(crate) fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        1024 * kilobytes.expect("it has memory").parse::<u64>().expect("the kernel writes numbers")
+    /// What it holds now.
+    pub(crate) fn holdings(&self) -> Holdings {
+        let dir = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = fs::read_to_string(dir.join("status")).expect("the process runs");
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            let kilobytes = kilobytes.expect("the kernel tells of memory");
+            1024 * kilobytes.parse::<u64>().expect("the kernel writes numbers")
+        };
+        let maps = fs::read_to_string(dir.join("maps")).expect("the process runs");
+        Holdings {
+            own_bytes: bytes("RssAnon:"),
+            mapped_bytes: bytes("RssFile:") + bytes("RssShmem:"),
+            files: fs::read_dir(dir.join("fd")).expect("the process runs").count(),
+            mappings: maps.lines().count(),
+        }
     }
 
     /// What it has said so far.
@@ -119,6 +129,22 @@ impl Drop for Process {
         // One that has ended by itself cannot be killed, and need not.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What a process holds.
+pub(crate) struct Holdings {
+    /// Resident memory of its own.
+    pub(crate) own_bytes: u64,
+    /// Resident memory that is files.
+    pub(crate) mapped_bytes: u64,
+    pub(crate) files: usize,
+    pub(crate) mappings: usize,
+}
+
+impl Holdings {
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.own_bytes + self.mapped_bytes
     }
 }
 
@@ -186,6 +212,11 @@ impl Nodes {
     pub(crate) fn client(&self, runtime: &Runtime) -> Client {
         let _inside = runtime.enter();
         Client::new(ClientConfig::new(self.addresses.clone())).expect("the addresses are good")
+    }
+
+    /// What each node holds now.
+    pub(crate) fn holdings(&self) -> Vec<Holdings> {
+        self.nodes.iter().map(Process::holdings).collect()
     }
 
     fn wait_until_whole(&mut self, runtime: &Runtime) {
