@@ -65,6 +65,8 @@ pub enum ReconcileError {
 struct Running {
     replica: ReplicaId,
     handle: Handle,
+    /// What its log may take, as it was told.
+    kept_bytes: Option<u64>,
 }
 
 /// The replicas that run on this node.
@@ -174,6 +176,9 @@ impl Registry {
                 self.open(*log, wanted, &mut lost)?;
             }
         }
+        if is_current {
+            self.bound(&wanted)?;
+        }
         Ok(lost)
     }
 
@@ -235,6 +240,20 @@ impl Registry {
         Ok(())
     }
 
+    /// Tells replicas what their logs may take, where that has changed. Not by a state of the past:
+    /// what a smaller bound drops is gone.
+    fn bound(&self, wanted: &BTreeMap<LogId, Wanted>) -> Result<(), ReconcileError> {
+        let mut running = self.running.write().expect("nobody panics with the lock");
+        for (log, running) in running.iter_mut() {
+            let Some(wanted) = wanted.get(log) else { continue };
+            if running.kept_bytes != wanted.kept_bytes {
+                self.host.keep_within(*log, wanted.kept_bytes)?;
+                running.kept_bytes = wanted.kept_bytes;
+            }
+        }
+        Ok(())
+    }
+
     fn close(&self, log: LogId) -> Result<(), ReconcileError> {
         let removed = self.running.write().expect("nobody panics with the lock").remove(&log);
         if removed.is_none() {
@@ -289,12 +308,11 @@ impl Registry {
             return Ok(());
         };
         match open_replica::<Replica>(&self.dir, log, replica, wanted.durability) {
-            Ok(mut opened) => {
-                opened.log.keep_within(wanted.kept_bytes);
+            Ok(opened) => {
                 let hosted = self.host.open(opened)?;
                 let handle = Handle::new(log, self.host.clone(), hosted, self.room.clone());
                 let mut running = self.running.write().expect("nobody panics with the lock");
-                running.insert(log, Running { replica, handle });
+                running.insert(log, Running { replica, handle, kept_bytes: None });
                 Ok(())
             }
             Err(OpenError::Storage(error @ storage::Error::Failed { .. })) => Err(error.into()),

@@ -122,7 +122,8 @@ pub static KEYS: &[Key] = &[
         "storage.segment_bytes",
         Text("64MiB"),
         bytes(MIB, GIB, |c, v| c.storage.segment_bytes = v),
-        "Length of a segment file. Retention deletes whole segments",
+        "Length of a segment file; those of a partition with retention_bytes are shorter, so that \
+         at least four make up what it keeps. Retention deletes whole segments",
     ),
     key(
         "storage.index_interval_bytes",

@@ -38,6 +38,8 @@ pub struct Disk {
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
     /// Logs that were written to since their watermark was recorded.
     written: BTreeSet<LogId>,
+    /// Logs that took more than they may when that was looked at.
+    shrinking: BTreeSet<LogId>,
     /// What logs lack, as it was last told.
     wounds: BTreeMap<LogId, Wound>,
     /// Up to where entries that logs lack were passed over, the last time.
@@ -54,6 +56,7 @@ impl Disk {
             logs: BTreeMap::new(),
             stalled: BTreeMap::new(),
             written: BTreeSet::new(),
+            shrinking: BTreeSet::new(),
             wounds: BTreeMap::new(),
             passed_over: BTreeMap::new(),
             damage_seen: 0,
@@ -223,6 +226,12 @@ impl Disk {
             Ok(()) | Err(storage::Error::NoSpace { .. } | storage::Error::Corrupt(_)) => {}
             Err(error) => return Err(error),
         }
+        for log in self.shrinking.iter().filter_map(|group| self.logs.get(group)) {
+            if log.needs_sync_to_reclaim() {
+                let log = Some(log.syncer_handle());
+                syncer.submit(SyncRequest { log, token: NO_TOKEN });
+            }
+        }
         if self.dir.journal().is_dirty() {
             syncer.submit(SyncRequest { log: None, token: NO_TOKEN });
         }
@@ -358,11 +367,21 @@ impl Disk {
         Ok(inputs)
     }
 
-    /// Logs that were written to and take more than they may, or have files that may go: for
-    /// [`Self::retain`]. To be asked before [`Self::tend`].
-    pub fn overgrown(&self) -> Vec<LogId> {
-        let is_overgrown = |group: &&LogId| self.logs.get(group).is_some_and(Log::is_overgrown);
-        self.written.iter().filter(is_overgrown).copied().collect()
+    /// Logs that take more than they may, or have files that wait to go: for [`Self::retain`]. To
+    /// be asked before [`Self::tend`].
+    pub fn overgrown(&mut self) -> Vec<LogId> {
+        let is_overgrown = |group: &LogId| self.logs.get(group).is_some_and(Log::is_overgrown);
+        let before = std::mem::take(&mut self.shrinking);
+        let looked_at = self.written.iter().chain(&before).copied();
+        self.shrinking = looked_at.filter(is_overgrown).collect();
+        self.shrinking.iter().copied().collect()
+    }
+
+    /// Sets what a group's log may take, from the next look on.
+    pub fn keep_within(&mut self, group: LogId, kept_bytes: Option<u64>) {
+        if let Some(log) = self.logs.get_mut(&group) {
+            log.keep_within(kept_bytes);
+        }
     }
 
     /// Applies a retention policy to a group's log, or without one the bound on its size that the
@@ -383,16 +402,21 @@ impl Disk {
         let Some(log) = self.logs.get_mut(&group) else {
             return Ok(None);
         };
-        match log.reclaim_in_background() {
-            // What the log would begin with is damaged: what is there stays.
-            Ok(()) | Err(storage::Error::Corrupt(_)) => {}
-            Err(error) => return Err(error),
+        if policy.is_some() || !log.has_failed_to_reclaim() {
+            match log.reclaim_in_background() {
+                // What the log would begin with is damaged: what is there stays.
+                Ok(()) | Err(storage::Error::Corrupt(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let reader = log.reader();
         let first_index = reader.first_index();
         log.advance_log_start(log_start.min(reader.log_end_offset()), settled)?;
         let by_size = Policy { bytes: log.kept_bytes(), ..Policy::default() };
         log.retain(policy.unwrap_or(&by_size), settled, now_ms)?;
+        if log.has_leaving() {
+            self.shrinking.insert(group);
+        }
         if reader.first_index() == first_index {
             return Ok(None);
         }

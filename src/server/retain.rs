@@ -17,7 +17,8 @@ const RECLAIM_AFTER: Duration = Duration::from_secs(1);
 /// Applies retention to the partitions here, for ever.
 ///
 /// The files of what a log gives up go with the next look, because its new start has to be on disk
-/// first. So there is a second look soon after each, at which nothing more is given up.
+/// first. So there is a second look soon after each, at which nothing more is given up for its age.
+/// A log that is written to keeps to its size by itself, in between.
 pub(super) async fn retain(context: Context, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

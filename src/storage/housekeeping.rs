@@ -14,11 +14,16 @@ use std::time::{Duration, Instant};
 use super::context::{Context, RESERVE};
 use super::error::{Error, IoContext as _, Result};
 use super::fs::OpenMode;
-use super::log::Condemned;
+use super::log::{Condemned, Dropped};
 use super::segment::Segment;
 use crate::types::LogId;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Files that wait to leave, from which on there is no rest: they take room, and whoever appends
+/// has none of them to write to.
+const BEHIND: usize = 64;
+/// Files that leave before there is a look at what else is to be done.
+const FILES_AT_A_TIME: usize = 16;
 /// The longest rest, after work that took longer.
 const REST_MAX: Duration = Duration::from_millis(100);
 
@@ -30,7 +35,7 @@ pub(super) type Rest<'a> = &'a dyn Fn(Duration) -> bool;
 pub(super) struct Departure {
     log: LogId,
     /// Where the log keeps what it has dropped. What cannot be removed goes back there.
-    condemned: Arc<Mutex<Vec<Condemned>>>,
+    condemned: Arc<Mutex<Dropped>>,
     due: VecDeque<Condemned>,
     /// The segment that the log begins with from here on, if it is to be looked at.
     new_start: Option<Arc<Segment>>,
@@ -39,7 +44,7 @@ pub(super) struct Departure {
 impl Departure {
     pub(super) fn new(
         log: LogId,
-        condemned: Arc<Mutex<Vec<Condemned>>>,
+        condemned: Arc<Mutex<Dropped>>,
         due: Vec<Condemned>,
         new_start: Option<Arc<Segment>>,
     ) -> Self {
@@ -75,7 +80,9 @@ impl Departure {
     }
 
     fn give_back(&self, segments: impl IntoIterator<Item = Condemned>) {
-        self.condemned.lock().expect("no holder of the list panics").extend(segments);
+        let mut condemned = self.condemned.lock().expect("no holder of the list panics");
+        condemned.segments.extend(segments);
+        condemned.has_failed = true;
     }
 }
 
@@ -102,6 +109,11 @@ impl Departures {
         if !queue.is_closed {
             queue.waiting.push_back(departure);
         }
+    }
+
+    /// Files that wait.
+    fn len(&self) -> usize {
+        self.lock().waiting.iter().map(Departure::len).sum()
     }
 
     /// Removes one file; false if there was none.
@@ -154,12 +166,13 @@ impl Departures {
 /// Does what there is to do. After each piece of it `rest` hears how long that took, and says
 /// whether to go on.
 pub(super) fn housekeep(context: &Context, rest: Rest<'_>) {
-    loop {
+    for _ in 0..FILES_AT_A_TIME {
         let started = Instant::now();
         if context.failure.check().is_err() || !context.departures.remove_next() {
             break;
         }
-        if !rest(started.elapsed()) {
+        let is_behind = context.departures.len() > BEHIND;
+        if !rest(if is_behind { Duration::ZERO } else { started.elapsed() }) {
             return;
         }
     }
@@ -219,7 +232,9 @@ impl Housekeeper {
             };
             while is_alive() {
                 housekeep(&working, &rest);
-                thread::park_timeout(LOOK_EVERY);
+                if working.departures.len() == 0 || working.failure.check().is_err() {
+                    thread::park_timeout(LOOK_EVERY);
+                }
             }
         };
         let spawned = thread::Builder::new().name("quipu-housekeeping".to_owned()).spawn(work);

@@ -209,6 +209,11 @@ impl LogReader {
             return Ok(last_index + 1);
         }
         self.with_view(|view| {
+            // Retention may have overtaken the reader by now.
+            let log_start = self.log_start_offset();
+            if offset < log_start {
+                return Err(Error::OffsetOutOfRange { requested: offset, log_start, log_end });
+            }
             let starts = view.segments.partition_point(|s| s.base_offset() <= offset);
             let n = starts.saturating_sub(1);
             let found = view.segments[n].seek(

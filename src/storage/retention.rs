@@ -48,6 +48,12 @@ pub(super) fn segment_bytes(kept_bytes: Option<u64>, max: u64) -> u64 {
     rounded.min(max)
 }
 
+/// Length at which a segment is full that would be `full` bytes long and begins with a checkpoint:
+/// most of it is for entries, unless it is `max` long already.
+pub(super) fn with_checkpoint(full: u64, checkpoint_bytes: u64, max: u64) -> u64 {
+    full.max((PARTS * checkpoint_bytes).next_power_of_two()).min(max)
+}
+
 /// Returns how many of the oldest segments go.
 ///
 /// `segments` are those of one log, oldest first. The last one, which is being written, always
@@ -102,6 +108,9 @@ mod tests {
         }
         assert_eq!(segment_bytes(None, 64 * MIB), 64 * MIB);
         assert_eq!(segment_bytes(Some(16 * MIB), 8192), 8192, "never longer than configured");
+        for (checkpoint, bytes) in [(0, MIB), (700_000, 4 * MIB), (17 * MIB, 64 * MIB)] {
+            assert_eq!(with_checkpoint(MIB, checkpoint, 64 * MIB), bytes, "{checkpoint} bytes");
+        }
     }
 
     #[test]

@@ -132,8 +132,7 @@ impl Spares {
     /// # Errors
     /// A directory that cannot be synced is the end of all writing.
     pub(super) fn recycle(&self, context: &Context, from: &Path, bytes: u64) -> Result<bool> {
-        let count = self.lock().ready.len() as u64 + 1;
-        if count > self.max as u64 || context.check_room(count * bytes).is_err() {
+        if !self.has_place(context, bytes)? {
             return Ok(false);
         }
         let path = self.new_path();
@@ -147,6 +146,25 @@ impl Spares {
         }
         warm_up(&*context.fs, &path);
         self.lock().ready.push_back((path, bytes));
+        Ok(true)
+    }
+
+    /// Whether there may be another spare of `bytes`. One of another length gives it its place,
+    /// or lengths that nobody asks for any more would keep all of them.
+    fn has_place(&self, context: &Context, bytes: u64) -> Result<bool> {
+        let mut state = self.lock();
+        if state.ready.len() < self.max {
+            let taken: u64 = state.ready.iter().map(|(_, len)| len).sum();
+            return Ok(context.check_room(taken + bytes).is_ok());
+        }
+        let Some(at) = state.ready.iter().position(|(_, len)| *len != bytes) else {
+            return Ok(false);
+        };
+        let other = state.ready.remove(at);
+        drop(state);
+        if let Some((path, _)) = other {
+            context.fs.remove_file(&path).at("remove", &path)?;
+        }
         Ok(true)
     }
 

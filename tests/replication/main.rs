@@ -119,6 +119,28 @@ async fn a_follower_far_behind_catches_up_from_segments_and_from_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_syncs_keeps_to_its_size() {
+    let root = tempfile::tempdir().unwrap();
+    let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Memory));
+    let nodes = [1, 2, 3];
+    for node in nodes {
+        cluster.host(NodeId(node)).keep_within(partition(0), Some(600 * 1024)).unwrap();
+    }
+    append_all(&cluster, 0, 0..3000).await;
+    for node in nodes {
+        let root = root.path().join(node.to_string());
+        let dirs = [root.join("spare"), root.join("logs").join(partition(0).to_string())];
+        wait_for("a short log", || {
+            let files = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap());
+            let bytes: u64 = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum();
+            (bytes < 1500 * 1024).then_some(())
+        });
+    }
+    let handle = &cluster.handles[0][0];
+    assert!(handle.reader().log_start_offset() > 2000, "of 3 MB more than 2 are gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_is_answered_with_the_first_offset_and_stored_once() {
     let root = tempfile::tempdir().unwrap();
     let cluster = Cluster::found(root.path(), &Setup::for_tests(1, Durability::Memory));

@@ -355,7 +355,8 @@ impl Live {
         else {
             return Ok(None);
         };
-        let (settled, log_start) = (found.settled(), machine.state().log_start());
+        let settled = if policy.is_some() { found.settled() } else { found.spared() };
+        let log_start = machine.state().log_start();
         let start = self.disk.retain(group, policy, log_start, settled, now.wall_ms)?;
         if let Some(start) = start {
             self.inputs.push(Input::StartAdvanced { group, start });

@@ -328,6 +328,20 @@ impl Group {
         if self.promise.is_some() { self.start().index } else { self.followed() }
     }
 
+    /// Entries up to here no replica needs from this one any more, as far as it knows: a leader
+    /// knows how far all others are. At most [`Self::settled`].
+    ///
+    /// What retention drops before a follower has it, the follower gets as a snapshot; were the
+    /// start to move on all the time, it would never be done with that.
+    pub fn spared(&self) -> u64 {
+        let settled = self.settled();
+        if self.role() != Role::Leader {
+            return settled;
+        }
+        let matched = self.node.raft.prs().iter().map(|(_, progress)| progress.matched);
+        matched.min().map_or(settled, |all_have| settled.min(all_have))
+    }
+
     /// Entries up to here are committed, stored and followed.
     fn followed(&self) -> u64 {
         self.node.raft.raft_log.applied.min(self.applicable())

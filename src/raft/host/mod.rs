@@ -140,6 +140,7 @@ enum Mail<M: Machine> {
     Inspect(LogId, oneshot::Sender<Look>),
     Synced(storage::Result<Vec<u64>>),
     Read(Input<M>),
+    KeepWithin(LogId, Option<u64>),
     /// A policy, or what the last one says of the size.
     Retain(LogId, Option<Policy>),
     Stop,
@@ -285,7 +286,16 @@ where
         self.post(group, Mail::Retain(group, Some(policy)))
     }
 
-    /// Removes the files of what retention has given up before, soon.
+    /// Sets what a group's log may take; `None` for no bound.
+    ///
+    /// # Errors
+    /// [`Refused::Stopped`].
+    pub fn keep_within(&self, group: LogId, kept_bytes: Option<u64>) -> Result<(), Refused> {
+        let mail = Mail::KeepWithin(group, kept_bytes);
+        self.desk(group).leave_surely(mail).map_err(|_| Refused::Stopped)
+    }
+
+    /// Keeps a group's log to its size, and removes the files of what it gave up before, soon.
     ///
     /// # Errors
     /// [`Refused`].

@@ -6,13 +6,47 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::types::LogId;
+use crate::types::{LogId, NodeId};
+
+/// Whether a request is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// It waits.
+    Not,
+    /// It needs no sending: its outcome is known.
+    Nowhere,
+    /// To a node, which may be this one.
+    To(NodeId),
+}
+
+/// Where a request may be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Allowed {
+    /// It has to wait for others of its partition.
+    Nowhere,
+    /// To this node only: others of its partition are on their way there.
+    Only(NodeId),
+    /// To any node.
+    Anywhere,
+}
+
+impl Allowed {
+    pub(super) fn allows(self, node: NodeId) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Only(other) => other == node,
+            Self::Anywhere => true,
+        }
+    }
+}
 
 /// The lanes of one stream.
 ///
 /// * A lane that is there has a head outside, and what it lacks is behind that.
-/// * In a lane, what waits to be sent stands behind everything that was sent: see
-///   [`Lanes::must_wait`].
+/// * In a lane, what waits to be sent stands behind everything that was sent.
+/// * All of a lane that is on its way goes to one node. Were leadership to move to another one and
+///   back, a request sent there could arrive before one that is still on its way here, and be
+///   refused for that.
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
     by_log: HashMap<LogId, Lane<T>>,
@@ -25,6 +59,24 @@ struct Lane<T> {
     unsent: usize,
     /// The head is being sent once more: what comes after it has to wait.
     is_head_unsent: bool,
+    /// Where all goes that is on its way, if anything is.
+    to: Option<NodeId>,
+}
+
+impl<T> Lane<T> {
+    fn allowed(&self) -> Allowed {
+        match self.to {
+            _ if self.is_head_unsent => Allowed::Nowhere,
+            Some(node) => Allowed::Only(node),
+            None => Allowed::Anywhere,
+        }
+    }
+
+    fn note(&mut self, sent: Sent) {
+        if let Sent::To(node) = sent {
+            self.to = Some(node);
+        }
+    }
 }
 
 impl<T> Default for Lanes<T> {
@@ -34,22 +86,35 @@ impl<T> Default for Lanes<T> {
 }
 
 impl<T> Lanes<T> {
-    /// True if a new request must not be sent yet, lest it overtake others of its partition.
-    pub(super) fn must_wait(&self, log: LogId) -> bool {
-        self.by_log.get(&log).is_some_and(|lane| lane.unsent > 0 || lane.is_head_unsent)
+    /// Where a new request may be sent, so that it overtakes none of its partition.
+    pub(super) fn allowed(&self, log: LogId) -> Allowed {
+        match self.by_log.get(&log) {
+            None => Allowed::Anywhere,
+            Some(lane) if lane.unsent > 0 => Allowed::Nowhere,
+            Some(lane) => lane.allowed(),
+        }
     }
 
     /// Puts a request at the end of its lane. Gives it back if it is the head.
-    pub(super) fn push(&mut self, log: LogId, item: T, is_sent: bool) -> Option<T> {
-        assert!(!is_sent || !self.must_wait(log), "{log}: a request has overtaken another one");
-        let Some(lane) = self.by_log.get_mut(&log) else {
-            let lane = Lane { queue: VecDeque::new(), unsent: 0, is_head_unsent: !is_sent };
-            self.by_log.insert(log, lane);
-            return Some(item);
+    pub(super) fn push(&mut self, log: LogId, item: T, sent: Sent) -> Option<T> {
+        let is_sent = sent != Sent::Not;
+        let has_overtaken = match (sent, self.allowed(log)) {
+            (Sent::Not, _) => false,
+            (Sent::Nowhere, allowed) => allowed == Allowed::Nowhere,
+            (Sent::To(node), allowed) => !allowed.allows(node),
         };
-        lane.unsent += usize::from(!is_sent);
-        lane.queue.push_back(item);
-        None
+        assert!(!has_overtaken, "{log}: a request has overtaken another one");
+        if let Some(lane) = self.by_log.get_mut(&log) {
+            lane.unsent += usize::from(!is_sent);
+            lane.queue.push_back(item);
+            lane.note(sent);
+            return None;
+        }
+        let (queue, unsent, is_head_unsent, to) = (VecDeque::new(), 0, !is_sent, None);
+        let mut lane = Lane { queue, unsent, is_head_unsent, to };
+        lane.note(sent);
+        self.by_log.insert(log, lane);
+        Some(item)
     }
 
     /// Notes that the head is sent once more, and shows all that were sent behind it.
@@ -60,8 +125,8 @@ impl<T> Lanes<T> {
         lane.queue.iter_mut().take(sent)
     }
 
-    /// Takes the next head once the one before is answered, and says whether it was sent. Without
-    /// one the lane ends.
+    /// Takes the next head once the one before is answered, and says whether it was sent; if not,
+    /// nothing of the lane is waited for. Without one the lane ends.
     pub(super) fn next_head(&mut self, log: LogId) -> Option<(T, bool)> {
         let lane = self.by_log.get_mut(&log)?;
         let Some(head) = lane.queue.pop_front() else {
@@ -71,25 +136,36 @@ impl<T> Lanes<T> {
         let is_sent = lane.unsent <= lane.queue.len();
         lane.unsent -= usize::from(!is_sent);
         lane.is_head_unsent = !is_sent;
+        if !is_sent {
+            lane.to = None;
+        }
         Some((head, is_sent))
     }
 
-    /// Notes that the head, which was not, is sent now.
-    pub(super) fn head_is_sent(&mut self, log: LogId) {
-        self.by_log.get_mut(&log).expect("a lane with a head is there").is_head_unsent = false;
+    /// Notes that the head, which was not, is sent now, unless it is not.
+    pub(super) fn note_head(&mut self, log: LogId, sent: Sent) {
+        let lane = self.by_log.get_mut(&log).expect("a lane with a head is there");
+        lane.is_head_unsent = sent == Sent::Not;
+        lane.note(sent);
     }
 
     /// Sends those that wait, in order, until `send` refuses one. Does nothing while the head is
     /// not sent itself.
-    pub(super) fn send_waiting(&mut self, log: LogId, mut send: impl FnMut(&mut T) -> bool) {
+    pub(super) fn send_waiting(
+        &mut self,
+        log: LogId,
+        mut send: impl FnMut(&mut T, Allowed) -> Sent,
+    ) {
         let Some(lane) = self.by_log.get_mut(&log).filter(|lane| !lane.is_head_unsent) else {
             return;
         };
-        let sent = lane.queue.len() - lane.unsent;
-        for item in lane.queue.iter_mut().skip(sent) {
-            if !send(item) {
+        while lane.unsent > 0 {
+            let (next, allowed) = (lane.queue.len() - lane.unsent, lane.allowed());
+            let sent = send(&mut lane.queue[next], allowed);
+            if sent == Sent::Not {
                 return;
             }
+            lane.note(sent);
             lane.unsent -= 1;
         }
     }
@@ -103,53 +179,82 @@ mod tests {
 
     const A: LogId = LogId(Uuid::from_u128(1));
     const B: LogId = LogId(Uuid::from_u128(2));
+    const HERE: Sent = Sent::To(NodeId(1));
+    const THERE: Sent = Sent::To(NodeId(2));
 
     #[test]
     fn the_first_of_a_partition_is_its_head() {
         let mut lanes = Lanes::default();
-        assert_eq!(lanes.push(A, 1, true), Some(1));
-        assert_eq!(lanes.push(A, 2, true), None);
-        assert_eq!(lanes.push(B, 3, true), Some(3));
+        assert_eq!(lanes.push(A, 1, HERE), Some(1));
+        assert_eq!(lanes.push(A, 2, HERE), None);
+        assert_eq!(lanes.push(B, 3, HERE), Some(3));
         assert_eq!(lanes.next_head(A), Some((2, true)));
         assert_eq!(lanes.next_head(A), None);
-        assert_eq!(lanes.push(A, 4, true), Some(4), "the lane began anew");
+        assert_eq!(lanes.push(A, 4, HERE), Some(4), "the lane began anew");
         assert_eq!(lanes.next_head(B), None);
     }
 
     #[test]
     fn nothing_overtakes_what_waits() {
         let mut lanes = Lanes::default();
-        lanes.push(A, 1, true);
-        assert!(!lanes.must_wait(A));
-        lanes.push(A, 2, false);
-        assert!(lanes.must_wait(A) && !lanes.must_wait(B));
-        lanes.push(A, 3, false);
+        lanes.push(A, 1, HERE);
+        assert_eq!(lanes.allowed(A), Allowed::Only(NodeId(1)));
+        lanes.push(A, 2, Sent::Not);
+        assert_eq!((lanes.allowed(A), lanes.allowed(B)), (Allowed::Nowhere, Allowed::Anywhere));
+        lanes.push(A, 3, Sent::Not);
         let mut sent = Vec::new();
-        lanes.send_waiting(A, |item| {
+        lanes.send_waiting(A, |item, _| {
             sent.push(*item);
-            *item < 3
+            if *item < 3 { HERE } else { Sent::Not }
         });
         assert_eq!(sent, [2, 3]);
-        assert!(lanes.must_wait(A));
+        assert_eq!(lanes.allowed(A), Allowed::Nowhere);
         assert_eq!(lanes.next_head(A), Some((2, true)));
         assert_eq!(lanes.next_head(A), Some((3, false)));
-        assert!(lanes.must_wait(A), "the head itself is not sent");
-        lanes.head_is_sent(A);
-        assert!(!lanes.must_wait(A));
+        assert_eq!(lanes.allowed(A), Allowed::Nowhere, "the head itself is not sent");
+        lanes.note_head(A, HERE);
+        assert_eq!(lanes.allowed(A), Allowed::Only(NodeId(1)));
+    }
+
+    #[test]
+    fn nothing_goes_to_another_node_before_all_is_answered_that_is_on_its_way_to_one() {
+        let mut lanes = Lanes::default();
+        lanes.push(A, 1, HERE);
+        lanes.push(A, 2, HERE);
+        assert!(!lanes.allowed(A).allows(NodeId(2)));
+        lanes.push(A, 3, Sent::Not);
+        assert_eq!(lanes.next_head(A), Some((2, true)));
+        lanes.send_waiting(A, |_, allowed| {
+            assert_eq!(allowed, Allowed::Only(NodeId(1)), "the second one is still on its way");
+            Sent::Not
+        });
+        assert_eq!(lanes.next_head(A), Some((3, false)), "nothing is on its way any more");
+        lanes.note_head(A, THERE);
+        assert_eq!(lanes.allowed(A), Allowed::Only(NodeId(2)));
+    }
+
+    #[test]
+    fn what_needs_no_sending_binds_nobody() {
+        let mut lanes = Lanes::default();
+        lanes.push(A, 1, Sent::Nowhere);
+        assert_eq!(lanes.allowed(A), Allowed::Anywhere);
+        lanes.push(A, 2, THERE);
+        lanes.push(A, 3, Sent::Nowhere);
+        assert_eq!(lanes.allowed(A), Allowed::Only(NodeId(2)));
     }
 
     #[test]
     fn while_a_head_is_sent_again_nothing_else_is() {
         let mut lanes = Lanes::default();
-        lanes.push(A, 1, true);
-        lanes.push(A, 2, true);
-        lanes.push(A, 3, false);
+        lanes.push(A, 1, HERE);
+        lanes.push(A, 2, HERE);
+        lanes.push(A, 3, Sent::Not);
         let behind: Vec<i32> = lanes.send_head_again(A).map(|item| *item).collect();
         assert_eq!(behind, [2], "only those that were sent");
-        lanes.send_waiting(A, |_| panic!("the head is not sent"));
+        lanes.send_waiting(A, |_, _| panic!("the head is not sent"));
         assert_eq!(lanes.next_head(A), Some((2, true)));
-        lanes.send_waiting(A, |_| true);
-        assert!(!lanes.must_wait(A));
+        lanes.send_waiting(A, |_, _| HERE);
+        assert_eq!(lanes.allowed(A), Allowed::Only(NodeId(1)));
         assert_eq!(lanes.next_head(A), Some((3, true)));
     }
 
@@ -157,7 +262,15 @@ mod tests {
     #[should_panic(expected = "has overtaken")]
     fn overtaking_is_noticed() {
         let mut lanes = Lanes::default();
-        lanes.push(A, 1, false);
-        lanes.push(A, 2, true);
+        lanes.push(A, 1, Sent::Not);
+        lanes.push(A, 2, HERE);
+    }
+
+    #[test]
+    #[should_panic(expected = "has overtaken")]
+    fn so_is_another_way() {
+        let mut lanes = Lanes::default();
+        lanes.push(A, 1, HERE);
+        lanes.push(A, 2, THERE);
     }
 }

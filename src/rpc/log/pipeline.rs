@@ -27,7 +27,7 @@ use super::super::counters::Method;
 use super::super::error::{Effect, Error};
 use super::super::status;
 use super::check::{Checked, Unchecked};
-use super::lane::Lanes;
+use super::lane::{Allowed, Lanes, Sent};
 use super::link::{Link, Outcomes};
 use super::produce::{self, count_stored, for_another_node, store, stored};
 use crate::partition::{Appended, AskError, Submitted};
@@ -239,9 +239,10 @@ impl Pipeline {
     /// Answers a request that failed, in its turn.
     fn fail(&mut self, log: LogId, ticket: Ticket, error: Error) {
         let way = Way::Failed(Some(error));
-        let is_sent = !self.lanes.must_wait(log);
+        let must_wait = self.lanes.allowed(log) == Allowed::Nowhere;
+        let sent = if must_wait { Sent::Not } else { Sent::Nowhere };
         let item = Item { way, ..Item::new(ticket, None) };
-        if let Some(item) = self.lanes.push(log, item, is_sent) {
+        if let Some(item) = self.lanes.push(log, item, sent) {
             self.await_head(log, item);
         }
     }
@@ -250,9 +251,9 @@ impl Pipeline {
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
         let mut item = Item::new(ticket, Some(Box::new(checked)));
-        let is_sent =
-            !self.lanes.must_wait(log) && send_fast(&self.context, &mut self.links, &mut item);
-        if let Some(head) = self.lanes.push(log, item, is_sent) {
+        let allowed = self.lanes.allowed(log);
+        let sent = send_fast(&self.context, &mut self.links, &mut item, allowed);
+        if let Some(head) = self.lanes.push(log, item, sent) {
             self.lead(log, head);
         }
     }
@@ -286,10 +287,11 @@ impl Pipeline {
             self.answer(item.ticket, produced);
             let Some((mut next, is_sent)) = self.lanes.next_head(log) else { return };
             let (context, links) = (&self.context, &mut self.links);
-            if !is_sent && send_fast(context, links, &mut next) {
-                self.lanes.head_is_sent(log);
+            if !is_sent {
+                let sent = send_fast(context, links, &mut next, Allowed::Anywhere);
+                self.lanes.note_head(log, sent);
             }
-            self.lanes.send_waiting(log, |item| send_fast(context, links, item));
+            self.lanes.send_waiting(log, |item, allowed| send_fast(context, links, item, allowed));
             match next.try_outcome() {
                 Some(produced) => settled = Some((next, produced)),
                 None => self.lead(log, next),
@@ -407,24 +409,33 @@ async fn check(checking: &mut Option<Checking>) -> Result<Checked, Error> {
     }
 }
 
-/// Sends a request on its way if that can be done at once. True if it needs no sending any more.
-fn send_fast(context: &Context, links: &mut HashMap<NodeId, Link>, item: &mut Item) -> bool {
-    let (Way::Waiting, Some(checked)) = (&item.way, &item.checked) else { return true };
-    let way = match context.route(checked.target.log, None) {
-        Route::Here(handle) => {
-            handle.try_submit(checked.batch.clone(), checked.acks).ok().map(Way::Here)
+/// Sends a request on its way if that can be done at once and is allowed.
+fn send_fast(
+    context: &Context,
+    links: &mut HashMap<NodeId, Link>,
+    item: &mut Item,
+    allowed: Allowed,
+) -> Sent {
+    if allowed == Allowed::Nowhere {
+        return Sent::Not;
+    }
+    let (Way::Waiting, Some(checked)) = (&item.way, &item.checked) else { return Sent::Nowhere };
+    let here = context.node().id();
+    let (node, way) = match context.route(checked.target.log, None) {
+        Route::Here(handle) if allowed.allows(here) => {
+            let submitted = handle.try_submit(checked.batch.clone(), checked.acks);
+            (here, submitted.ok().map(Way::Here))
         }
-        Route::There(node) if item.ticket.call.may_forward => {
+        Route::There(node) if item.ticket.call.may_forward && allowed.allows(node) => {
             let link = open_link(context, links, node, item.ticket.call.trace);
             let sent = link.and_then(|link| link.send(for_another_node(checked)));
-            sent.map(Way::There)
+            (node, sent.map(Way::There))
         }
-        Route::There(_) | Route::Unknown => None,
+        Route::Here(_) | Route::There(_) | Route::Unknown => return Sent::Not,
     };
-    if let Some(way) = way {
-        item.way = way;
-    }
-    !matches!(item.way, Way::Waiting)
+    let Some(way) = way else { return Sent::Not };
+    item.way = way;
+    Sent::To(node)
 }
 
 fn open_link<'a>(

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::fs::{Advice, FlockOperation};
+use rustix::fs::{Advice, FlockOperation, OFlags};
 
 use super::map::FileMap;
 use super::{DirEntry, File, Fs, Lock, Map, OpenMode};
@@ -227,7 +227,15 @@ impl File for OsFile {
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
         match self.is_direct {
-            true => self.read_blocks(buf, position),
+            true => match self.read_blocks(buf, position) {
+                // The file system takes the flag and cannot read so, or not in these blocks.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    rustix::fs::fcntl_setfl(&self.file, OFlags::empty())?;
+                    self.drop_cache()?;
+                    read_at(&self.file, buf, position)
+                }
+                read => read,
+            },
             false => read_at(&self.file, buf, position),
         }
     }

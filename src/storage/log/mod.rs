@@ -22,6 +22,7 @@ use super::facts::{Closed, Watermark};
 use super::header::{Origin, SegmentHeader, Tip};
 use super::journal::{Change, FactKind};
 use super::reader::{LogReader, Shared};
+use super::retention;
 use super::segment::{Purpose, Segment};
 use super::sync::LogSync;
 use crate::types::LogId;
@@ -46,9 +47,17 @@ pub struct Log {
     pub(super) segment_bytes: u64,
     /// What the log may take, as retention was told last.
     pub(super) kept_bytes: Option<u64>,
-    /// Segments that are no longer part of the log, each with what has to be durable first.
-    pub(super) condemned: Arc<Mutex<Vec<Condemned>>>,
+    /// Segments that are no longer part of the log.
+    pub(super) condemned: Arc<Mutex<Dropped>>,
     pub(super) lost_tail: Option<LostTail>,
+}
+
+/// What is no longer part of a log and still there.
+#[derive(Debug, Default)]
+pub(super) struct Dropped {
+    pub(super) segments: Vec<Condemned>,
+    /// Some of it could not be removed: not to be tried again all the time.
+    pub(super) has_failed: bool,
 }
 
 /// A dropped segment, and when its file may go.
@@ -244,7 +253,11 @@ impl Log {
         let purpose = if is_full { Purpose::BusyLog } else { Purpose::SmallLog };
         let header =
             self.next_header(Origin::Rolled, self.tip, previous.base_index(), &bytes, true);
-        let full = self.segment_bytes;
+        let full = retention::with_checkpoint(
+            self.segment_bytes,
+            bytes.len() as u64,
+            self.context.config.segment_bytes,
+        );
         let segment = Segment::create(&self.context, &self.dir, header, &bytes, purpose, full)?;
         previous.seal();
         self.next_generation += 1;

@@ -78,13 +78,29 @@ impl Log {
         Ok(count)
     }
 
-    /// True if the log takes more than it may, or if something of it is still to be removed.
+    /// True if the log takes more than it may, or if something of it waits to be removed.
     pub fn is_overgrown(&self) -> bool {
-        let Some(kept_bytes) = self.kept_bytes else { return false };
         let segments = self.segments();
-        let bytes: u64 = segments.iter().map(|segment| segment.allocated_bytes()).sum();
-        let can_shrink = segments.len() > 1 && bytes > kept_bytes;
-        can_shrink || !self.condemned.lock().expect("no holder of the list panics").is_empty()
+        let bytes = || segments.iter().map(|segment| segment.allocated_bytes()).sum::<u64>();
+        let is_over = self.kept_bytes.is_some_and(|kept| segments.len() > 1 && bytes() > kept);
+        is_over || self.has_leaving()
+    }
+
+    /// True if segments wait to be removed that are not known to stay.
+    pub fn has_leaving(&self) -> bool {
+        let condemned = self.condemned.lock().expect("no holder of the list panics");
+        !condemned.segments.is_empty() && !condemned.has_failed
+    }
+
+    /// True if something could not be removed, the last time.
+    pub fn has_failed_to_reclaim(&self) -> bool {
+        self.condemned.lock().expect("no holder of the list panics").has_failed
+    }
+
+    /// True if segments wait to be removed until the log is synced, which with acknowledgment from
+    /// memory nobody may ask for otherwise.
+    pub fn needs_sync_to_reclaim(&self) -> bool {
+        self.has_leaving() && !self.segments()[0].is_durably_named()
     }
 
     /// What the log may take, as retention was told last.
@@ -116,7 +132,8 @@ impl Log {
 
     /// Takes segments that are no longer part of the log.
     pub(in super::super) fn condemn(&self, segments: impl IntoIterator<Item = Condemned>) {
-        self.condemned.lock().expect("no holder of the list panics").extend(segments);
+        let mut condemned = self.condemned.lock().expect("no holder of the list panics");
+        condemned.segments.extend(segments);
     }
 
     /// Removes or recycles the files of dropped segments, as far as that is safe by now, and
@@ -166,8 +183,9 @@ impl Log {
             Until::Named(successor) => successor.is_durably_named() || successor.is_void(),
         };
         let mut condemned = self.condemned.lock().expect("no holder of the list panics");
-        let (due, waiting): (Vec<_>, Vec<_>) = condemned.drain(..).partition(is_due);
-        *condemned = waiting;
+        let all = std::mem::take(&mut *condemned).segments;
+        let (due, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(is_due);
+        condemned.segments = waiting;
         drop(condemned);
         let is_start = due.iter().any(|(_, until)| matches!(until, Until::Journaled(_)));
         let new_start = is_start.then_some(first);

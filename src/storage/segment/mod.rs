@@ -240,9 +240,13 @@ impl Segment {
     /// Bytes of entries that still fit before the segment is full. However long its checkpoint is,
     /// a segment has room for some entries.
     pub(super) fn room(&self) -> u64 {
+        self.limit().saturating_sub(self.end())
+    }
+
+    /// Where entries end at the latest, unless a single one is longer.
+    fn limit(&self) -> u64 {
         let full = self.full_bytes();
-        let limit = full.max(self.header.entries_position() + full / 4);
-        limit.saturating_sub(self.end())
+        full.max(self.header.entries_position() + full / 4)
     }
 
     /// Start value of the entry header CRCs.
@@ -331,13 +335,13 @@ impl Segment {
 
     /// Grows the file fourfold, within bounds, and at least to `upto`.
     fn allocate_in(&self, file: &dyn File, upto: u64, is_needed: bool) -> Result<()> {
-        let full = self.full_bytes();
+        let (full, limit) = (self.full_bytes(), self.limit());
         let from = self.allocated_bytes();
         if upto <= from {
             return Ok(());
         }
         let step = (3 * from).min(self.context.config.allocation_bytes_max);
-        let stepped = (from + step).min(full).max(upto);
+        let stepped = (from + step).min(limit).max(upto);
         let to = stepped.next_multiple_of(512);
         if !is_needed {
             let room = self.context.check_room(to - from);
@@ -352,7 +356,7 @@ impl Segment {
             // Only a repair makes a segment so long; its next reader maps it anew.
             self.open.store(None);
         }
-        if to > full / 2 {
+        if to > full / 2 && limit == full {
             self.context.spares.want(full);
         }
         Ok(())

@@ -3,6 +3,8 @@
 mod fetchers;
 mod producers;
 mod readers;
+mod regulars;
+mod stamped;
 mod zombies;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -152,6 +154,7 @@ impl Crowd {
             tasks.push(tokio::spawn(producers::call(world.clone(), seed())));
         }
         tasks.push(tokio::spawn(zombies::live(world.clone(), seed())));
+        tasks.push(tokio::spawn(regulars::live(world.clone(), seed())));
         for place in 0..places {
             tasks.push(tokio::spawn(fetchers::live(world.clone(), place)));
         }

@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
-use tonic_types::StatusExt as _;
 
+use super::stamped::reason_of;
 use super::{CALL_MAX, TOPIC, World};
 use crate::history::{Append, Event, Outcome, Promise};
 use crate::rng::Rng;
@@ -195,10 +195,8 @@ async fn call_once(
 
 /// True if a server says that nothing was done.
 fn is_refusal(status: &Status) -> bool {
-    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
-    let reason = ErrorReason::from_str_name(&format!("ERROR_REASON_{reason}"));
     matches!(
-        reason,
+        reason_of(status),
         Some(
             ErrorReason::NotLeader
                 | ErrorReason::NoLeader
