@@ -381,6 +381,7 @@ impl Disk {
     pub fn keep_within(&mut self, group: LogId, kept_bytes: Option<u64>) {
         if let Some(log) = self.logs.get_mut(&group) {
             log.keep_within(kept_bytes);
+            self.shrinking.insert(group);
         }
     }
 
