@@ -240,8 +240,9 @@ impl Registry {
         Ok(())
     }
 
-    /// Tells replicas what their logs may take, where that has changed. Not by a state of the past:
-    /// what a smaller bound drops is gone.
+    /// Tells replicas what their logs may take, where that has changed.
+    ///
+    /// DURABILITY: not by a state of the past: what a smaller bound drops is gone.
     fn bound(&self, wanted: &BTreeMap<LogId, Wanted>) -> Result<(), ReconcileError> {
         let mut running = self.running.write().expect("nobody panics with the lock");
         for (log, running) in running.iter_mut() {

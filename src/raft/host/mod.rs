@@ -140,6 +140,7 @@ enum Mail<M: Machine> {
     Inspect(LogId, oneshot::Sender<Look>),
     Synced(storage::Result<Vec<u64>>),
     Read(Input<M>),
+    /// What a log may take.
     KeepWithin(LogId, Option<u64>),
     /// A policy, or what the last one says of the size.
     Retain(LogId, Option<Policy>),

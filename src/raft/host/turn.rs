@@ -443,7 +443,8 @@ impl<M: Machine> Turn<M> {
         else {
             return Ok(());
         };
-        // A replica that starts anew with this very step has another log behind the same name.
+        // DURABILITY: a replica that starts anew with this very step has another log behind the
+        // same name, of which less may be settled.
         if self.inputs.iter().any(|input| matches!(input, Input::Close(closed) if *closed == group))
         {
             return Ok(());
