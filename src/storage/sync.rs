@@ -10,8 +10,7 @@
 //! * A token is reported only after everything that was appended to its log and recorded in the
 //!   journal before the request is on disk.
 //! * Waiting requests are bounded by the number of logs and tokens in flight: the same log takes
-//!   one
-//!   place however often it is asked for.
+//!   one place however often it is asked for.
 //! * After a failed sync no round succeeds again.
 
 use std::collections::BTreeMap;
