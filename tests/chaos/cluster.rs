@@ -230,6 +230,13 @@ impl Cluster {
         lines.into_iter().rev().map(|line| format!("\n    {line}")).collect()
     }
 
+    /// What nodes said of replicas that stopped for good. Nothing that happens here is a reason.
+    pub(crate) fn stopped_replicas(&self) -> Vec<String> {
+        let said = |id| fs::read_to_string(self.log_path(id)).unwrap_or_default();
+        let said: String = (1..=self.last_id).map(said).collect();
+        said.lines().filter(|line| line.contains("a replica stopped")).map(str::to_owned).collect()
+    }
+
     /// A client that is told of all nodes.
     pub(crate) fn client(&self) -> Client {
         self.world.client()

@@ -17,6 +17,8 @@ const TIME_MAX: Duration = Duration::from_secs(30 * 60);
 const RUN: Duration = Duration::from_secs(60);
 
 const POWER: &[Fault] = &[Fault::PowerCut, Fault::PowerCutOfTwo, Fault::PowerCutOfAll];
+/// What makes it long until something that was proposed is applied.
+const SLOW: &[Fault] = &[Fault::SlowDisk, Fault::Pause, Fault::KillLeader];
 const LEADERS: &[Fault] = &[Fault::KillLeader, Fault::Halves, Fault::OneWay, Fault::Pause];
 const DAMAGE: &[Fault] = &[Fault::DamageWhileDown, Fault::DamageEverywhere];
 
@@ -24,16 +26,16 @@ const DAMAGE: &[Fault] = &[Fault::DamageWhileDown, Fault::DamageEverywhere];
 const BUGS: [(Bug, &[Fault]); 13] = [
     (Bug::AckBeforeSync, POWER),
     (Bug::SendBeforeDurable, POWER),
-    (Bug::VoteBeforeDurable, POWER),
+    (Bug::VoteBeforeDurable, &[Fault::ForgottenVotes]),
     (Bug::AckOnMinority, LEADERS),
     (Bug::EarlyHighWatermark, LEADERS),
-    (Bug::FollowerReadsBeforeWritten, LEADERS),
+    (Bug::FollowerReadsBeforeWritten, &[Fault::FullDisk, Fault::SlowDisk, Fault::PowerCut]),
     (Bug::WrongTermAnswered, LEADERS),
     (Bug::OffsetFromCommitted, LEADERS),
     (Bug::ProducersNotRestored, &[Fault::KillAll, Fault::KillLeader]),
     (Bug::DamageForgotten, DAMAGE),
-    (Bug::GenerationCheckedEarly, LEADERS),
-    (Bug::LateCommitApplied, LEADERS),
+    (Bug::GenerationCheckedEarly, SLOW),
+    (Bug::LateCommitApplied, SLOW),
     (Bug::ClaimedWithoutFence, LEADERS),
 ];
 

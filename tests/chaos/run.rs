@@ -52,6 +52,9 @@ impl Run {
             world.history.breach(format!("{why:#}"));
             None
         });
+        for said in cluster.stopped_replicas() {
+            world.history.breach(said);
+        }
         let events = world.history.take();
         let verdict = judge(&events, PARTITIONS, last.as_ref(), self.heal_max);
         if let Some(keep) = self.keep.as_ref().filter(|_| !verdict.breaches.is_empty()) {

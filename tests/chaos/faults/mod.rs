@@ -4,6 +4,7 @@
 mod damage;
 mod membership;
 mod topics;
+mod votes;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -68,6 +69,8 @@ pub(crate) enum Fault {
     Rolling,
     /// Topics are made, used, deleted and made anew.
     Topics,
+    /// A voter loses its power with votes that are on no disk yet, and is asked again.
+    ForgottenVotes,
 }
 
 use Fault::*;
@@ -107,6 +110,7 @@ const ALONE: &[(Fault, u64)] = &[
     (ReplaceDead, 2),
     (Rolling, 2),
     (Topics, 3),
+    (ForgottenVotes, 3),
 ];
 
 impl Fault {
@@ -162,6 +166,9 @@ impl Schedule {
             Halves | Bridge | OneWay | Clients | Storm => cluster.bed.has_net(),
             PowerCut | PowerCutOfTwo | PowerCutOfAll | FullDisk | DyingDisk => {
                 cluster.bed.has_disks()
+            }
+            ForgottenVotes => {
+                cluster.bed.has_net() && cluster.bed.has_disks() && cluster.bed.has_calls()
             }
             SlowDisk | FailingSyncs | FailingReads | Clock => cluster.bed.has_calls(),
             _ => true,
@@ -397,6 +404,7 @@ impl Schedule {
             Replace => membership::replace(self, cluster, false).await?,
             ReplaceDead => membership::replace(self, cluster, true).await?,
             Topics => topics::turn_over(self, cluster).await?,
+            ForgottenVotes => votes::forget(self, cluster).await?,
             _ => {
                 for place in cluster.places() {
                     note(cluster, fault, &[place]);
