@@ -122,8 +122,8 @@ pub static KEYS: &[Key] = &[
         "storage.segment_bytes",
         Text("64MiB"),
         bytes(MIB, GIB, |c, v| c.storage.segment_bytes = v),
-        "Length of a segment file; those of a partition with retention_bytes are shorter, so that \
-         at least four make up what it keeps. Retention deletes whole segments",
+        "Length of a segment file; a partition with retention_bytes has some of a quarter of that, \
+         if they are shorter, and not below 1MiB. Retention deletes whole segments",
     ),
     key(
         "storage.index_interval_bytes",
@@ -217,9 +217,9 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "raft.tail_bytes_max",
-        Text("1MiB"),
+        Text("256KiB"),
         bytes(0, GIB, |c, v| c.raft.tail_bytes_max = v as usize),
-        "Entries that a partition keeps in memory for its followers",
+        "Entries that a partition keeps in memory for followers that lack them",
     ),
     key(
         "raft.slow_disk_ticks",

@@ -14,8 +14,8 @@ pub struct Config {
     pub append_bytes_max: u64,
     /// Append messages on their way to one follower.
     pub appends_in_flight_max: usize,
-    /// Payload bytes of entries that a group keeps in memory for its followers after they are on
-    /// disk and applied; an idle group keeps none.
+    /// Payload bytes of entries that a leader keeps in memory, after they are on disk and applied,
+    /// for followers that lack them; an idle one keeps none.
     pub tail_bytes_max: usize,
     /// A leader whose oldest write waits this many ticks for its disk hands over.
     pub slow_disk_ticks: u64,
@@ -36,7 +36,7 @@ impl Default for Config {
             heartbeat_ticks: 2,
             append_bytes_max: 256 * 1024,
             appends_in_flight_max: 32,
-            tail_bytes_max: 1024 * 1024,
+            tail_bytes_max: 256 * 1024,
             slow_disk_ticks: 20,
             cold_reads_max: 64,
             term_jump_max: 1_000_000,

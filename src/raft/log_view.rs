@@ -212,14 +212,19 @@ impl LogView {
         self.snapshot = None;
     }
 
-    /// Forgets entries up to `index` while the payloads in memory are more than `bytes_max`.
-    pub(super) fn trim(&mut self, index: u64, bytes_max: usize) {
+    /// Forgets entries up to `spare`, and those up to `index` while the payloads in memory are more
+    /// than `bytes_max`. With 0 it also gives back the room that a load took.
+    pub(super) fn trim(&mut self, spare: u64, index: u64, bytes_max: usize) {
         let last_index = self.tip.index;
-        assert!(index <= last_index, "{index} are applied of {last_index} in the log");
+        assert!(
+            spare <= index && index <= last_index,
+            "{spare} are spare and {index} applied of {last_index} in the log"
+        );
+        self.drop_up_to(spare);
         while self.base.index < index && (self.tail_bytes > bytes_max || bytes_max == 0) {
             self.drop_up_to(self.base.index + 1);
         }
-        if self.tail.is_empty() {
+        if self.tail.is_empty() && bytes_max == 0 {
             self.tail.shrink_to_fit();
         }
     }

@@ -10,7 +10,7 @@ use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Entry, Kind, Tip};
 use quipu::types::ReplicaId;
 
-use crate::support::{GROUP, config, open_dir, replica, voters};
+use crate::support::{Cluster, GROUP, config, open_dir, others, replica, voters};
 
 /// Three voters, founded: their log starts after entry 1.
 pub struct Follower {
@@ -182,4 +182,25 @@ fn what_waits_for_space_is_dropped_when_a_snapshot_takes_its_place() {
     let mut checkpoint = |_, index: u64| panic!("the state at {index} is gone");
     disk.retry(&mut checkpoint, &syncer, &mut done).unwrap();
     assert_eq!(disk.log(GROUP).unwrap().tip(), tip);
+}
+
+#[test]
+fn a_leader_keeps_in_memory_what_a_follower_lacks_and_nobody_anything_else() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(b"one");
+    let leader = cluster.await_leader();
+    let tails = |cluster: &mut Cluster| [1, 2, 3].map(|id| cluster.node(id).group().tail_bytes());
+    assert_eq!(tails(&mut cluster), [0; 3]);
+    let starved = others(leader)[0];
+    cluster.starved.insert(starved);
+    cluster.put(b"two");
+    assert_eq!(cluster.leader(), Some(leader), "nobody else has a reason to lead");
+    for id in [1, 2, 3] {
+        let kept = cluster.node(id).group().tail_bytes();
+        assert_eq!(kept > 0, id == leader, "{id} keeps {kept} bytes, {leader} leads");
+    }
+    cluster.starved.clear();
+    cluster.run(300);
+    assert_eq!(tails(&mut cluster), [0; 3]);
+    cluster.assert_alike();
 }

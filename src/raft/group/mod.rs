@@ -27,6 +27,7 @@ mod propose;
 mod quiescence;
 mod ready;
 mod receive;
+mod tail;
 mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -367,27 +368,6 @@ impl Group {
         self.fault.as_ref()
     }
 
-    /// An entry that is in memory: any after the applied ones. The payload of a record batch may
-    /// be missing.
-    pub fn entry(&self, index: u64) -> Option<&Entry> {
-        let first_proposed = self.proposed.front().map_or(u64::MAX, |entry| entry.header.index);
-        if index >= first_proposed {
-            return self.proposed.get((index - first_proposed) as usize);
-        }
-        self.view().entry(index)
-    }
-
-    /// The tip as it was when `index` was the last entry; for what [`Self::entry`] has and the
-    /// entry before.
-    pub fn tip_at(&self, index: u64) -> Option<Tip> {
-        self.view().tip_at(index)
-    }
-
-    /// Bytes of payloads kept in memory.
-    pub fn tail_bytes(&self) -> usize {
-        self.view().tail_bytes()
-    }
-
     /// True if the replica leads and everything before its term is committed: proposals may come.
     pub fn is_writable(&self) -> bool {
         let is_known = self.node.raft.commit_to_current_term() || planted(Bug::WriteBeforeNoOp);
@@ -461,15 +441,6 @@ impl Group {
     pub(super) fn stop(&mut self, fault: Fault, effects: &mut Effects) {
         effects.faults.push((self.id, fault.clone()));
         self.fault = Some(fault);
-    }
-
-    /// Forgets applied entries that are beyond what is kept in memory. `applied` is what the state
-    /// machine has seen.
-    pub fn trim(&mut self, applied: u64) {
-        let index = applied.min(self.followed());
-        let is_idle = self.ticks > self.last_busy_tick + 2 * self.config.election_ticks as u64;
-        let bytes_max = if is_idle { 0 } else { self.config.tail_bytes_max };
-        self.node.mut_store().trim(index, bytes_max);
     }
 }
 

@@ -135,10 +135,11 @@ fn check_recorded(group: &Group, journal: &Journal) {
     );
 }
 
-/// What is in memory beyond the budget is there because it is not applied.
+/// What is in memory beyond the budget is there because it is not applied. Only a leader has one:
+/// it keeps some entries for others.
 fn check_budget(group: &Group, applied_index: u64) {
     let settled = group.settled().min(applied_index);
-    let budget = raft_config().tail_bytes_max;
+    let budget = if group.role() == Role::Leader { raft_config().tail_bytes_max } else { 0 };
     if group.tail_bytes() <= budget {
         return;
     }
