@@ -335,12 +335,7 @@ impl Group {
     /// What retention drops before a follower has it, the follower gets as a snapshot; were the
     /// start to move on all the time, it would never be done with that.
     pub fn spared(&self) -> u64 {
-        let settled = self.settled();
-        if self.role() != Role::Leader {
-            return settled;
-        }
-        let matched = self.node.raft.prs().iter().map(|(_, progress)| progress.matched);
-        matched.min().map_or(settled, |all_have| settled.min(all_have))
+        self.settled().min(self.had_by_all(|_| true))
     }
 
     /// Entries up to here are committed, stored and followed.

@@ -1,6 +1,6 @@
 //! The tail: entries that are in memory, and how long.
 
-use ::raft::ProgressState;
+use ::raft::{Progress, ProgressState};
 
 use super::{Group, Role};
 use crate::storage::{Entry, Tip};
@@ -34,21 +34,22 @@ impl Group {
     /// thousand busy ones would take a gigabyte, and every batch another place in it.
     pub fn trim(&mut self, applied: u64) {
         let index = applied.min(self.followed());
-        let spare = index.min(self.had_by_all());
+        // Who is sent a snapshot gets what comes after it from the log.
+        let spare = index.min(self.had_by_all(|p| p.state != ProgressState::Snapshot));
         let is_idle = self.ticks > self.last_busy_tick + 2 * self.config.election_ticks as u64;
         let bytes_max = if is_idle { 0 } else { self.config.tail_bytes_max };
         self.node.mut_store().trim(spare, index, bytes_max);
     }
 
-    /// Entries up to here every replica has that gets entries and no snapshot. A follower gives
-    /// nobody any.
-    fn had_by_all(&self) -> u64 {
+    /// Entries up to here all replicas have that are `counted`, as far as a leader knows. To a
+    /// follower, who gives nobody any, all have everything.
+    pub(super) fn had_by_all(&self, counted: impl Fn(&Progress) -> bool) -> u64 {
         if self.role() != Role::Leader {
             return u64::MAX;
         }
         let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.replica.0);
-        let followers = others.filter(|(_, p)| p.state != ProgressState::Snapshot);
-        let had = followers.map(|(_, p)| p.matched).min().unwrap_or(u64::MAX);
+        let matched = others.filter(|(_, p)| counted(p)).map(|(_, p)| p.matched);
+        let had = matched.min().unwrap_or(u64::MAX);
         let last_index = self.last_index();
         assert!(
             had == u64::MAX || had <= last_index,
