@@ -6,6 +6,7 @@
 //! [`crate::batch`]'s to say.
 
 pub mod codec;
+pub mod stream;
 
 /// The messages as clients use them.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

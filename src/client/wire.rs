@@ -6,12 +6,13 @@
 //! against the generated types.
 
 use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Response, Status, Streaming};
-
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::connection::{MESSAGE_BYTES_MAX, Route};
 use crate::proto::client::{
@@ -19,6 +20,7 @@ use crate::proto::client::{
     SubscribeRequest, SubscribeStarted,
 };
 use crate::proto::codec::ExactCodec;
+use crate::proto::stream::{self, InOnePiece, Inbound, Outbound, RopeMut};
 
 const PRODUCE: &str = "/quipu.v1.LogService/Produce";
 const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
@@ -137,16 +139,32 @@ pub(super) async fn open<Q, A>(
     path: &'static str,
 ) -> Result<Streaming<A>, Status>
 where
-    Q: prost::Message + 'static,
-    A: prost::Message + Default + 'static,
+    Q: Outbound + Send + 'static,
+    A: Inbound,
 {
-    let mut grpc = Grpc::new(route.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-    let request = route.stream_request(ReceiverStream::new(requests));
-    let codec = ExactCodec::<Q, A>::default();
-    let response = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
-    Ok(response.into_inner())
+    let request = route.stream_request(ReceiverStream::new(requests).map(Ok));
+    stream::ask(&mut route.channel(), path, request, MESSAGE_BYTES_MAX).await
 }
+
+impl Outbound for StreamedProduce {
+    fn bytes(&self) -> usize {
+        self.encoded_len()
+    }
+
+    /// The batch comes last, so that it ends the last piece.
+    fn put(self, out: &mut RopeMut) {
+        let Self { request_id, produce } = self;
+        Self { request_id, produce: None }.encode_raw(out.gather());
+        if let Some(mut produce) = produce {
+            out.begin_field(2, produce.encoded_len());
+            let batch = std::mem::take(&mut produce.batch);
+            produce.encode_raw(out.gather());
+            out.put_field(4, batch);
+        }
+    }
+}
+
+impl InOnePiece for SubscribeRequest {}
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@
 //! A frame is checked whole before any of it is believed: cluster, nodes, the head's checksum, each
 //! entry header's and each payload's. Nothing is allocated that the bytes at hand do not fill.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::envelope::{Envelope, MessageKind};
@@ -106,15 +106,17 @@ impl Frame {
         bytes.freeze()
     }
 
-    /// Decodes a frame that came by `route` and checks all of it.
+    /// Decodes a frame that came by `route` and checks all of it. A payload that lies within one
+    /// piece of the buffer is not copied.
     ///
     /// # Errors
     /// The first thing that is wrong; nothing of the frame is to be used.
-    pub fn decode(route: &Route, bytes: &Bytes) -> Result<Vec<Envelope>, FrameError> {
-        let head_bytes = check_head(route, bytes)?;
-        let count = u32_at(bytes, 12) as usize;
-        let mut decoder = Decoder { bytes, at: FRAME_BYTES, head_bytes, payload_at: head_bytes };
-        let mut envelopes = Vec::with_capacity(count.min(head_bytes / ENVELOPE_BYTES));
+    pub fn decode(route: &Route, mut bytes: impl Buf) -> Result<Vec<Envelope>, FrameError> {
+        let frame_bytes = bytes.remaining();
+        let head = take_head(route, &mut bytes)?;
+        let count = u32_at(&head, 12) as usize;
+        let mut decoder = Decoder { head: &head, at: FRAME_BYTES, frame_bytes, rest: bytes };
+        let mut envelopes = Vec::with_capacity(count.min(head.len() / ENVELOPE_BYTES));
         for _ in 0..count {
             let envelope = decoder.envelope()?;
             let is_of_route = envelope.from.node() == route.from && envelope.to.node() == route.to;
@@ -124,35 +126,41 @@ impl Frame {
             envelope.check().map_err(FrameError::Contradiction)?;
             envelopes.push(envelope);
         }
-        if decoder.at != head_bytes || decoder.payload_at != bytes.len() {
+        if decoder.at != head.len() || decoder.rest.has_remaining() {
             return Err(FrameError::Length);
         }
         Ok(envelopes)
     }
 }
 
-fn check_head(route: &Route, bytes: &Bytes) -> Result<usize, FrameError> {
-    if bytes.len() < FRAME_BYTES || &bytes[..4] != MAGIC {
+/// Takes the head off, whole and checked.
+fn take_head(route: &Route, bytes: &mut impl Buf) -> Result<Bytes, FrameError> {
+    let frame_bytes = bytes.remaining();
+    let mut first = [0; FRAME_BYTES];
+    bytes.try_copy_to_slice(&mut first).map_err(|_| FrameError::Magic)?;
+    if &first[..4] != MAGIC {
         return Err(FrameError::Magic);
     }
-    let head_bytes = u32_at(bytes, 8) as usize;
-    let rest_bytes = u64_at(bytes, 48);
+    let head_bytes = u32_at(&first, 8) as usize;
     let is_whole = head_bytes >= FRAME_BYTES
-        && (head_bytes as u64).checked_add(rest_bytes) == Some(bytes.len() as u64);
+        && (head_bytes as u64).checked_add(u64_at(&first, 48)) == Some(frame_bytes as u64);
     if !is_whole {
         return Err(FrameError::Length);
     }
-    let (expected, found) = (u32_at(bytes, 4), crc32fast::hash(&bytes[8..head_bytes]));
+    let mut head = BytesMut::with_capacity(head_bytes);
+    head.put_slice(&first);
+    head.put(bytes.take(head_bytes - FRAME_BYTES));
+    let (expected, found) = (u32_at(&head, 4), crc32fast::hash(&head[8..]));
     if expected != found {
         return Err(FrameError::Checksum);
     }
-    if bytes[16..32] != *route.cluster.0.as_bytes() {
+    if head[16..32] != *route.cluster.0.as_bytes() {
         return Err(FrameError::Cluster);
     }
-    if u64_at(bytes, 32) != route.from.0 || u64_at(bytes, 40) != route.to.0 {
+    if u64_at(&head, 32) != route.from.0 || u64_at(&head, 40) != route.to.0 {
         return Err(FrameError::Node);
     }
-    Ok(head_bytes)
+    Ok(head.freeze())
 }
 
 /// Why bytes are not a frame for this node. Counted, and otherwise as if nothing had come.
@@ -239,32 +247,33 @@ fn group_seed(group: LogId) -> u32 {
     crc32fast::hash(group.0.as_bytes())
 }
 
-struct Decoder<'a> {
-    bytes: &'a Bytes,
+struct Decoder<'a, B> {
+    head: &'a [u8],
     /// Where the next envelope or entry header stands.
     at: usize,
-    head_bytes: usize,
-    /// Where the next payload stands.
-    payload_at: usize,
+    frame_bytes: usize,
+    /// From the next payload on.
+    rest: B,
 }
 
-impl Decoder<'_> {
+impl<B: Buf> Decoder<'_, B> {
     fn take_head(&mut self, count: usize) -> Result<&[u8], FrameError> {
-        let end = self.at.checked_add(count).filter(|end| *end <= self.head_bytes);
+        let end = self.at.checked_add(count).filter(|end| *end <= self.head.len());
         let end = end.ok_or(FrameError::Length)?;
-        let taken = &self.bytes[self.at..end];
+        let taken = &self.head[self.at..end];
         self.at = end;
         Ok(taken)
     }
 
     fn take_payload(&mut self, count: usize, seed: u32, crc: u32) -> Result<Bytes, FrameError> {
-        let end = self.payload_at.checked_add(count).filter(|end| *end <= self.bytes.len());
-        let payload = self.bytes.slice(self.payload_at..end.ok_or(FrameError::Length)?);
-        self.payload_at += count;
+        if count > self.rest.remaining() {
+            return Err(FrameError::Length);
+        }
+        let payload = self.rest.copy_to_bytes(count);
         if body_crc(seed, &payload) != crc {
             return Err(FrameError::Payload);
         }
-        let is_small = payload.len() < self.bytes.len() / SHARED_PARTS_MAX;
+        let is_small = payload.len() < self.frame_bytes / SHARED_PARTS_MAX;
         Ok(if is_small { Bytes::copy_from_slice(&payload) } else { payload })
     }
 
@@ -303,7 +312,7 @@ impl Decoder<'_> {
     }
 
     fn entries(&mut self, count: usize, group: LogId) -> Result<Vec<Entry>, FrameError> {
-        let room = (self.head_bytes - self.at) / HEADER_BYTES;
+        let room = (self.head.len() - self.at) / HEADER_BYTES;
         if count > room {
             return Err(FrameError::Length);
         }

@@ -19,6 +19,7 @@
 //! | channels | `channels` | connections to other nodes |
 //! | counters | `counters` | what there was to count |
 //! | convert | `convert` | the API's values and ours |
+//! | pieces | `pieces` | how messages with batches in them go out |
 //!
 //! # Invariants
 //! * **Everything is checked before anything is taken.** A refused call has changed nothing.
@@ -39,6 +40,7 @@ mod group;
 pub mod limits;
 mod log;
 pub mod peer;
+mod pieces;
 mod serve;
 mod slow_body;
 pub mod status;

@@ -25,12 +25,11 @@ use super::context::Context;
 use super::counters::Counters;
 use super::error::Error;
 use super::group::GroupApi;
-use super::limits::{Door, Limits, PEER_MESSAGE_BYTES_MAX, server_builder};
+use super::limits::{Door, Limits, server_builder};
 use super::log::LogApi;
 use super::peer::PeerServer;
 use super::topic::TopicApi;
 use crate::proto::FILE_DESCRIPTORS;
-use crate::proto::internal::peer_service_server::PeerServiceServer;
 
 /// What the paths of all calls begin with that only a node that runs can answer.
 const API_PREFIX: &str = "/quipu.v1.";
@@ -56,10 +55,9 @@ impl Ports {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1();
         let reflection = reflection.expect("the descriptors are those of the build");
-        let peers = PeerServiceServer::new(peers).max_decoding_message_size(PEER_MESSAGE_BYTES_MAX);
         Self {
             clients: Gate::new(Routes::new(health).add_service(reflection)),
-            peers: Gate::new(Routes::new(peers)),
+            peers: Gate::new(Routes::new(peers.into_service())),
             health: reporter,
             limits,
             counters,

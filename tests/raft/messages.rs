@@ -46,17 +46,17 @@ fn snapshot_of(membership: &Membership, tip: Tip, applied: u64) -> Envelope {
 #[test]
 fn a_frame_with_any_bit_flipped_or_cut_short_is_refused() {
     let bytes = sample();
-    assert_eq!(Frame::decode(&ROUTE, &bytes).unwrap().len(), 3);
+    assert_eq!(Frame::decode(&ROUTE, bytes.clone()).unwrap().len(), 3);
     for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.to_vec();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(Frame::decode(&ROUTE, &flipped.into()).is_err(), "bit {bit}");
+        assert!(Frame::decode(&ROUTE, Bytes::from(flipped)).is_err(), "bit {bit}");
     }
     for len in 0..bytes.len() {
-        assert!(Frame::decode(&ROUTE, &bytes.slice(..len)).is_err(), "{len} bytes");
+        assert!(Frame::decode(&ROUTE, bytes.slice(..len)).is_err(), "{len} bytes");
     }
     let more = [&bytes[..], &[0]].concat();
-    assert_eq!(Frame::decode(&ROUTE, &more.into()), Err(FrameError::Length));
+    assert_eq!(Frame::decode(&ROUTE, Bytes::from(more)), Err(FrameError::Length));
 }
 
 /// Whoever lies knows how to compute a checksum.
@@ -71,7 +71,7 @@ fn lies_in_a_frame_with_a_good_checksum_are_refused_and_allocate_nothing() {
             let crc = crc32fast::hash(&lying[8..head_bytes]);
             lying[4..8].copy_from_slice(&crc.to_le_bytes());
             // Some numbers are free; none may panic, nor be taken by a replica that way.
-            let Ok(envelopes) = Frame::decode(&ROUTE, &lying.into()) else { continue };
+            let Ok(envelopes) = Frame::decode(&ROUTE, Bytes::from(lying)) else { continue };
             let mut follower = Follower::new();
             for envelope in envelopes {
                 let _ = follower.group.receive(envelope);
@@ -85,13 +85,13 @@ fn lies_in_a_frame_with_a_good_checksum_are_refused_and_allocate_nothing() {
 fn frames_of_another_cluster_or_for_another_node_are_refused() {
     let bytes = sample();
     let other = Route { cluster: ClusterId(Uuid::from_u128(1)), ..ROUTE };
-    assert_eq!(Frame::decode(&other, &bytes), Err(FrameError::Cluster));
+    assert_eq!(Frame::decode(&other, bytes.clone()), Err(FrameError::Cluster));
     let other = Route { from: NodeId(3), ..ROUTE };
-    assert_eq!(Frame::decode(&other, &bytes), Err(FrameError::Node));
+    assert_eq!(Frame::decode(&other, bytes.clone()), Err(FrameError::Node));
     let route = Route { from: NodeId(3), ..ROUTE };
     let stranger = message(MessageKind::Heartbeat, replica(2), 3);
     let bytes = Frame::encode(&route, &[stranger]).to_bytes();
-    assert_eq!(Frame::decode(&route, &bytes), Err(FrameError::Contradiction("replicas")));
+    assert_eq!(Frame::decode(&route, bytes.clone()), Err(FrameError::Contradiction("replicas")));
 }
 
 /// A quiet group that shares frames with a busy one must not keep all of them in memory.
@@ -106,7 +106,7 @@ fn a_small_payload_does_not_keep_its_frame() {
     entry.header.chain = entry.header.chain_after(tip.chain);
     large.entries = vec![entry];
     let bytes = Frame::encode(&ROUTE, &[append(2, 3, tip, &[3]), large]).to_bytes();
-    let envelopes = Frame::decode(&ROUTE, &bytes).unwrap();
+    let envelopes = Frame::decode(&ROUTE, bytes.clone()).unwrap();
     let is_within = |payload: &Bytes| bytes.as_ptr_range().contains(&payload.as_ptr());
     assert!(!is_within(&envelopes[0].entries[0].payload));
     assert!(is_within(&envelopes[1].entries[0].payload));

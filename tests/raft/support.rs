@@ -265,7 +265,7 @@ impl Cluster {
         let is_cut = [from, to].iter().any(|id| self.cut.contains(id)) || self.mute.contains(&from);
         let Some(node) = self.nodes.get_mut(&to).filter(|_| !is_cut) else { return };
         let route = Route { cluster: CLUSTER, from: NodeId(from), to: NodeId(to) };
-        let mut envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+        let mut envelopes = Frame::decode(&route, frame.to_bytes()).unwrap();
         envelopes.retain(|envelope| envelope.entries.is_empty() || !self.starved.contains(&to));
         node.inputs.push(Input::Envelopes(envelopes));
     }

@@ -65,7 +65,7 @@ fn sender(network: &Arc<Network>, from: NodeId) -> SendFrame {
             for bytes in frames {
                 let Some(network) = network.upgrade() else { return };
                 if let Some(host) = network.host(to).filter(|_| network.passes(from, to)) {
-                    host.deliver(from, &bytes).unwrap();
+                    host.deliver(from, bytes).unwrap();
                 }
             }
         });

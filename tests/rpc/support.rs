@@ -318,7 +318,7 @@ where
                 let Some(network) = network.upgrade() else { return };
                 let host = hosts(&network)[to].get().and_then(std::sync::Weak::upgrade);
                 if let Some(host) = host {
-                    host.deliver(NodeId(node), &frame).unwrap();
+                    host.deliver(NodeId(node), frame).unwrap();
                 }
             }
         });

@@ -12,6 +12,7 @@ use crate::proto::client::{
     ConsumeAssigned, ConsumeCommitted, ConsumeGap, ConsumeGoAway, ConsumeJoined, ConsumeLost,
     ConsumePositions, ConsumeRequest, ConsumeRevoke,
 };
+use crate::proto::stream::InOnePiece;
 
 const CONSUME: &str = "/quipu.v1.GroupService/Consume";
 
@@ -67,6 +68,8 @@ pub(super) async fn consume(
 ) -> Result<Streaming<Consumed>, Status> {
     open(route, requests, CONSUME).await
 }
+
+impl InOnePiece for ConsumeRequest {}
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::Buf;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use self::counts::Counters;
@@ -308,7 +308,7 @@ where
     ///
     /// # Errors
     /// [`FrameError`]: it was counted, and nothing of it was used.
-    pub fn deliver(&self, from: NodeId, bytes: &Bytes) -> Result<(), FrameError> {
+    pub fn deliver(&self, from: NodeId, bytes: impl Buf) -> Result<(), FrameError> {
         let route = Route { cluster: self.config.cluster, from, to: self.config.node };
         let envelopes = Frame::decode(&route, bytes);
         let envelopes = envelopes.inspect_err(|_| self.counters.frame_refused())?;

@@ -27,6 +27,8 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
@@ -36,10 +38,13 @@ use super::context::Context;
 use super::counters::{Counters, Method, add};
 use super::error::Error;
 use super::limits::{MESSAGE_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
-use crate::proto::internal;
 use crate::proto::internal::group_peer_service_server::{GroupPeerService, GroupPeerServiceServer};
 use crate::proto::server as api;
 use crate::proto::server::group_service_server::{GroupService, GroupServiceServer};
+use crate::proto::stream::{Answered, Streams, WithStreams};
+use crate::proto::{self, internal};
+
+const CONSUME: &str = "/quipu.v1.GroupService/Consume";
 
 /// Questions to leaders that wait at a time.
 const AT_ONCE_MAX: usize = 32;
@@ -57,10 +62,11 @@ impl GroupApi {
     }
 
     /// The service for clients, with its limits.
-    pub fn into_service(self) -> GroupServiceServer<Self> {
-        GroupServiceServer::new(self)
+    pub fn into_service(self) -> WithStreams<GroupServiceServer<Self>, Self> {
+        let generated = GroupServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        WithStreams::new(generated, self)
     }
 
     /// The service for other nodes.
@@ -99,6 +105,17 @@ async fn buffered<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
 /// Counts records that were gone before a group read them.
 fn count_missed(context: &Context, records: u64) {
     add(&context.counters().records_missed, records);
+}
+
+impl Streams for GroupApi {
+    fn answer(&self, request: http::Request<Body>) -> Answered {
+        if request.uri().path() != CONSUME {
+            return Answered::NotHere(request);
+        }
+        let api = self.clone();
+        let consume = move |requests| async move { api.consume(requests).await };
+        proto::stream::serve(request, MESSAGE_BYTES_MAX, consume)
+    }
 }
 
 #[tonic::async_trait]

@@ -13,14 +13,18 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::super::call::mark_forwarded;
-use super::super::channels::log_client;
 use super::super::error::Error;
+use super::super::limits::MESSAGE_BYTES_MAX;
 use super::super::status;
 use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{
     ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
 };
+use crate::proto::stream;
 use crate::types::TraceContext;
+
+/// The path of the call.
+pub(super) const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
 
 /// Requests that wait to be sent to one node.
 const QUEUE_MAX: usize = 256;
@@ -74,7 +78,7 @@ async fn run(
 
 /// Runs the stream to its end, and returns what it ended with.
 async fn exchange(
-    channel: Channel,
+    mut channel: Channel,
     queue: mpsc::Receiver<(ProduceRequest, Answer)>,
     waiting: &Waiting,
     trace: Option<TraceContext>,
@@ -85,12 +89,13 @@ async fn exchange(
         request_id += 1;
         let mut waiting = noting.lock().expect("nobody panics with the lock");
         waiting.as_mut()?.insert(request_id, answer);
-        Some(ProduceStreamRequest { request_id, produce: Some(produce) })
+        Some(Ok(ProduceStreamRequest { request_id, produce: Some(produce) }))
     });
     let mut request = Request::new(requests);
     mark_forwarded(&mut request, trace);
-    let mut answers = match log_client(channel).produce_stream(request).await {
-        Ok(answers) => answers.into_inner(),
+    let answers = stream::ask(&mut channel, PRODUCE_STREAM, request, MESSAGE_BYTES_MAX).await;
+    let mut answers = match answers {
+        Ok(answers) => answers,
         Err(status) => return status,
     };
     loop {

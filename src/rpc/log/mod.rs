@@ -22,14 +22,17 @@ pub(super) mod subscribe;
 
 use std::pin::Pin;
 
-use futures_util::stream;
+use futures_util::stream::unfold;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 pub(super) use self::fetch::read;
+use self::link::PRODUCE_STREAM;
 use self::pipeline::Pipeline;
 use super::call::{Call, Origin};
 use super::context::Context;
@@ -38,6 +41,9 @@ use super::error::Error;
 use super::limits::MESSAGE_BYTES_MAX;
 use crate::proto::server as api;
 use crate::proto::server::log_service_server::{LogService, LogServiceServer};
+use crate::proto::stream::{self, Answered, Streams, WithStreams};
+
+const SUBSCRIBE: &str = "/quipu.v1.LogService/Subscribe";
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -56,10 +62,11 @@ impl LogApi {
 
     /// The service, with its limits, to be added to a server. The same one answers clients and
     /// other nodes.
-    pub fn into_service(self) -> LogServiceServer<Self> {
-        LogServiceServer::new(self)
+    pub fn into_service(self) -> WithStreams<LogServiceServer<Self>, Self> {
+        let generated = LogServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        WithStreams::new(generated, self)
     }
 
     /// Answers a call that is no stream, and measures it.
@@ -72,6 +79,23 @@ impl LogApi {
         let outcome = work.await;
         measured.end(&outcome);
         outcome.map(Response::new).map_err(Status::from)
+    }
+}
+
+impl Streams for LogApi {
+    fn answer(&self, request: http::Request<Body>) -> Answered {
+        let api = self.clone();
+        match request.uri().path() {
+            PRODUCE_STREAM => {
+                stream::serve(request, MESSAGE_BYTES_MAX, move |requests| async move {
+                    api.produce_stream(requests).await
+                })
+            }
+            SUBSCRIBE => stream::serve(request, MESSAGE_BYTES_MAX, move |requests| async move {
+                api.subscribe(requests).await
+            }),
+            _ => Answered::NotHere(request),
+        }
     }
 }
 
@@ -97,7 +121,7 @@ impl LogService for LogApi {
         let origin = Origin::of(request.metadata());
         let pipeline = Pipeline::new(self.context.clone(), request.into_inner(), origin);
         let span = tracing::Span::current();
-        let answers = stream::unfold((pipeline, held), move |(mut pipeline, held)| {
+        let answers = unfold((pipeline, held), move |(mut pipeline, held)| {
             let next = async move {
                 let answer = pipeline.next().await?;
                 Some((answer, (pipeline, held)))

@@ -4,23 +4,29 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use tokio::time::{Duration, Instant};
+use tokio_stream::empty;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::super::channels::Channels;
+use super::super::limits::PEER_MESSAGE_BYTES_MAX;
 use super::door::Door;
 use super::propose::{ProposeError, Proposer, response};
-use super::transport::{ADDRESS_HEADER, CLUSTER_HEADER, HOST_HEADER, HostKind, NODE_HEADER};
+use super::transport::{
+    ADDRESS_HEADER, CLUSTER_HEADER, EXCHANGE, HOST_HEADER, HostKind, NODE_HEADER,
+};
 use crate::cluster::command::{Command, Id, Verb};
 use crate::cluster::{self, Node};
-use crate::proto::internal::peer_service_server::PeerService;
+use crate::proto::internal::peer_service_server::{PeerService, PeerServiceServer};
 use crate::proto::internal::{
-    AnnounceRequest, AnnounceResponse, ExchangeRequest, ExchangeResponse, FoundRequest,
-    FoundResponse, Founder, FoundingRecord, InspectReplicaRequest, InspectReplicaResponse,
-    IntroduceRequest, IntroduceResponse, PeerAddress, ProposeRequest, ProposeResponse,
-    TransferReplicaRequest, TransferReplicaResponse,
+    AnnounceRequest, AnnounceResponse, FoundRequest, FoundResponse, Founder, FoundingRecord,
+    InspectReplicaRequest, InspectReplicaResponse, IntroduceRequest, IntroduceResponse,
+    PeerAddress, ProposeRequest, ProposeResponse, TransferReplicaRequest, TransferReplicaResponse,
 };
-use crate::raft::{Look, Role};
+use crate::proto::stream::{self, Answered, Rope, Streams, WithStreams};
+use crate::raft::{Frame, Look, Role};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 /// How long a forwarded command may wait for a leader.
@@ -40,6 +46,12 @@ impl PeerServer {
     /// Answers for the node behind `door`. Until that runs, it only says who it is.
     pub fn new(door: Arc<Door>, channels: Arc<Channels>) -> Self {
         Self { door, channels }
+    }
+
+    /// The service, with its limits, to be added to a server.
+    pub fn into_service(self) -> WithStreams<PeerServiceServer<Self>, Self> {
+        let generated = PeerServiceServer::new(self.clone());
+        WithStreams::new(generated.max_decoding_message_size(PEER_MESSAGE_BYTES_MAX), self)
     }
 
     /// The node, if it runs and the caller means its cluster.
@@ -64,6 +76,46 @@ impl PeerServer {
         if is_other && node.heard().silence(known.node_id(), known.incarnation) > SILENT {
             register.replaces = Some(known.directory);
         }
+    }
+
+    /// Takes frames from another node until one side ends the stream. Nothing is answered but how
+    /// it ended.
+    async fn exchange(&self, request: Request<Streaming<Rope>>) -> Result<(), Status> {
+        let header = |name: &str| {
+            let value = request.metadata().get(name).and_then(|value| value.to_str().ok());
+            value.ok_or_else(|| Status::invalid_argument(format!("the header {name} is missing")))
+        };
+        let cluster = Uuid::try_parse(header(CLUSTER_HEADER)?);
+        let cluster = cluster.map_err(|_| Status::invalid_argument("not a cluster's id"))?;
+        let from = header(NODE_HEADER)?.parse().map(NodeId);
+        let from = from.map_err(|_| Status::invalid_argument("not a node's id"))?;
+        let host = HostKind::named(header(HOST_HEADER)?);
+        let host = host.ok_or_else(|| Status::invalid_argument("not a host"))?;
+        let node = self.node(cluster.as_bytes())?;
+        if node.state().node(from).is_none()
+            && let Ok(address) = header(ADDRESS_HEADER)
+        {
+            node.heard().note_address(from, address);
+        }
+        let mut frames = request.into_inner();
+        let closing = node.closing();
+        tokio::pin!(closing);
+        loop {
+            let frame = tokio::select! {
+                frame = frames.message() => frame?,
+                () = &mut closing => return Err(Status::unavailable("the node is stopping")),
+            };
+            let Some(frame) = frame else { break };
+            let delivered = match host {
+                HostKind::Metadata => node.metadata_host().deliver(from, frame),
+                HostKind::Partitions => node.partition_host().deliver(from, frame),
+            };
+            if let Err(error) = delivered {
+                tracing::warn!(%from, %error, "a stream from another node is cut");
+                return Err(Status::invalid_argument(error.to_string()));
+            }
+        }
+        Ok(())
     }
 
     async fn follow(
@@ -92,6 +144,18 @@ impl PeerServer {
             Some(verb) => proposer.propose(verb, deadline).await,
             None => proposer.until_led(deadline, None).await,
         }))
+    }
+}
+
+impl Streams for PeerServer {
+    fn answer(&self, request: http::Request<Body>) -> Answered {
+        if request.uri().path() != EXCHANGE {
+            return Answered::NotHere(request);
+        }
+        let server = self.clone();
+        stream::serve(request, PEER_MESSAGE_BYTES_MAX, move |frames| async move {
+            server.exchange(frames).await.map(|()| Response::new(empty::<Result<Frame, Status>>()))
+        })
     }
 }
 
@@ -143,47 +207,6 @@ impl PeerService for PeerServer {
         let followed = tokio::spawn(async move { server.follow(&node, request).await });
         let followed = followed.await.map_err(|error| Status::internal(error.to_string()))?;
         followed.map(Response::new)
-    }
-
-    async fn exchange(
-        &self,
-        request: Request<Streaming<ExchangeRequest>>,
-    ) -> Result<Response<ExchangeResponse>, Status> {
-        let header = |name: &str| {
-            let value = request.metadata().get(name).and_then(|value| value.to_str().ok());
-            value.ok_or_else(|| Status::invalid_argument(format!("the header {name} is missing")))
-        };
-        let cluster = Uuid::try_parse(header(CLUSTER_HEADER)?);
-        let cluster = cluster.map_err(|_| Status::invalid_argument("not a cluster's id"))?;
-        let from = header(NODE_HEADER)?.parse().map(NodeId);
-        let from = from.map_err(|_| Status::invalid_argument("not a node's id"))?;
-        let host = HostKind::named(header(HOST_HEADER)?);
-        let host = host.ok_or_else(|| Status::invalid_argument("not a host"))?;
-        let node = self.node(cluster.as_bytes())?;
-        if node.state().node(from).is_none()
-            && let Ok(address) = header(ADDRESS_HEADER)
-        {
-            node.heard().note_address(from, address);
-        }
-        let mut frames = request.into_inner();
-        let closing = node.closing();
-        tokio::pin!(closing);
-        loop {
-            let frame = tokio::select! {
-                frame = frames.message() => frame?,
-                () = &mut closing => return Err(Status::unavailable("the node is stopping")),
-            };
-            let Some(frame) = frame else { break };
-            let delivered = match host {
-                HostKind::Metadata => node.metadata_host().deliver(from, &frame.frame),
-                HostKind::Partitions => node.partition_host().deliver(from, &frame.frame),
-            };
-            if let Err(error) = delivered {
-                tracing::warn!(%from, %error, "a stream from another node is cut");
-                return Err(Status::invalid_argument(error.to_string()));
-            }
-        }
-        Ok(Response::new(ExchangeResponse {}))
     }
 
     async fn announce(

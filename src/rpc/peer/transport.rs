@@ -11,18 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
-use prost::encoding::{DecodeContext, WireType, encode_varint, encoded_len_varint, key_len};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use super::super::channels::endpoint;
-use crate::proto::codec::ExactCodec;
-use crate::proto::internal::ExchangeResponse;
+use super::super::limits::PEER_MESSAGE_BYTES_MAX;
+use crate::proto::stream::{self, Outbound, Rope, RopeMut};
 use crate::raft::{Frame, Lane, SendFrame};
 use crate::types::{ClusterId, NodeId};
 
@@ -30,7 +27,9 @@ use crate::types::{ClusterId, NodeId};
 const QUEUE_FRAMES_MAX: usize = 64;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
-const EXCHANGE: &str = "/quipu.internal.v1.PeerService/Exchange";
+/// The path of the call that carries frames. It is a gRPC stream of which each message is a frame,
+/// not one of protobuf: so it is not among those that `peer.proto` lists.
+pub(super) const EXCHANGE: &str = "/quipu.internal.v1.PeerService/Exchange";
 
 /// Header of a stream: which cluster, as a UUID.
 pub(super) const CLUSTER_HEADER: &str = "quipu-cluster";
@@ -145,14 +144,10 @@ impl Inner {
             Ok(endpoint) => endpoint,
             Err(error) => return Status::internal(error.to_string()),
         };
-        let channel = match endpoint.connect().await {
+        let mut channel = match endpoint.connect().await {
             Ok(channel) => channel,
             Err(error) => return Status::unavailable(error.to_string()),
         };
-        let mut grpc = tonic::client::Grpc::new(channel);
-        if let Err(error) = grpc.ready().await {
-            return Status::unavailable(error.to_string());
-        }
         let mut request = Request::new(frames);
         let headers = request.metadata_mut();
         let ascii = |text: String| MetadataValue::try_from(text).expect("ids are ASCII");
@@ -162,9 +157,13 @@ impl Inner {
             headers.insert(ADDRESS_HEADER, address);
         }
         headers.insert(HOST_HEADER, MetadataValue::from_static(host.name()));
-        let codec = ExactCodec::<OutFrame, ExchangeResponse>::default();
-        let path = PathAndQuery::from_static(EXCHANGE);
-        let ended = grpc.client_streaming(request, path, codec).await;
+        let answers = stream::ask(&mut channel, EXCHANGE, request, PEER_MESSAGE_BYTES_MAX).await;
+        let mut answers: Streaming<Rope> = match answers {
+            Ok(answers) => answers,
+            Err(status) => return status,
+        };
+        // There are none: it ends with a status.
+        let ended = answers.message().await;
         ended.err().unwrap_or_else(|| Status::ok("the stream ended"))
     }
 }
@@ -201,75 +200,47 @@ struct OutStream {
 }
 
 impl Stream for OutStream {
-    type Item = OutFrame;
+    type Item = Result<Frame, Status>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<OutFrame>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut frames = lock(&self.frames);
         if self.life.is_over.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
         let frame = ready!(frames.poll_recv(cx));
         self.life.has_sent.fetch_or(frame.is_some(), Ordering::Relaxed);
-        Poll::Ready(frame.map(OutFrame))
+        Poll::Ready(frame.map(Ok))
     }
 }
 
-/// A frame as an `ExchangeRequest`. Its pieces are written into the send buffer one by one: this is
-/// the only copy of a payload between the log and the socket.
-#[derive(Debug)]
-struct OutFrame(Frame);
-
-const FRAME_FIELD: u32 = 1;
-
-impl Default for OutFrame {
-    fn default() -> Self {
-        Self(Frame { head: Bytes::new(), payloads: Vec::new(), missed_by: Vec::new() })
-    }
-}
-
-impl prost::Message for OutFrame {
-    fn encode_raw(&self, buf: &mut impl BufMut) {
-        prost::encoding::encode_key(FRAME_FIELD, WireType::LengthDelimited, buf);
-        encode_varint(self.0.bytes() as u64, buf);
-        buf.put_slice(&self.0.head);
-        self.0.payloads.iter().for_each(|payload| buf.put_slice(payload));
+impl Outbound for Frame {
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
     }
 
-    fn merge_field(
-        &mut self,
-        tag: u32,
-        wire_type: WireType,
-        buf: &mut impl bytes::Buf,
-        ctx: DecodeContext,
-    ) -> Result<(), prost::DecodeError> {
-        prost::encoding::skip_field(wire_type, tag, buf, ctx)
-    }
-
-    fn encoded_len(&self) -> usize {
-        let bytes = self.0.bytes();
-        key_len(FRAME_FIELD) + encoded_len_varint(bytes as u64) + bytes
-    }
-
-    fn clear(&mut self) {
-        *self = Self::default();
+    fn put(self, out: &mut RopeMut) {
+        out.put(self.head);
+        self.payloads.into_iter().for_each(|payload| out.put(payload));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::{Buf as _, Bytes};
+
     use super::*;
-    use crate::proto::internal::ExchangeRequest;
     use crate::raft::Route;
 
     #[test]
-    fn a_frame_goes_out_as_the_request_that_comes_in() {
+    fn a_frame_goes_out_as_it_comes_in() {
         let cluster = ClusterId(uuid::Uuid::from_u128(7));
         let route = Route { cluster, from: NodeId(1), to: NodeId(2) };
         let mut frame = Frame::encode(&route, &[]);
-        frame.payloads = vec![Bytes::from(vec![1; 300]), Bytes::from(vec![2; 5])];
-        let bytes = frame.to_bytes();
-        let sent = prost::Message::encode_to_vec(&OutFrame(frame));
-        let received = <ExchangeRequest as prost::Message>::decode(&sent[..]).unwrap();
-        assert_eq!(received.frame, bytes);
+        frame.payloads = vec![Bytes::from(vec![1; 300_000]), Bytes::from(vec![2; 5])];
+        let mut out = RopeMut::default();
+        frame.clone().put(&mut out);
+        let mut sent = out.finish();
+        assert_eq!(sent.remaining(), frame.bytes());
+        assert_eq!(sent.copy_to_bytes(frame.bytes()), frame.to_bytes());
     }
 }

@@ -39,7 +39,7 @@ impl World {
             self.after(delay_us, Event::Frame { from, to, bytes });
         }
         let route = Route { cluster: CLUSTER, from, to };
-        let envelopes = Frame::decode(&route, &bytes);
+        let envelopes = Frame::decode(&route, bytes.clone());
         let envelopes = envelopes.unwrap_or_else(|error| panic!("node {from} sends: {error}"));
         for envelope in &envelopes {
             self.check_term(from, envelope);
@@ -84,7 +84,7 @@ impl World {
                 let other = *self.rng.pick(&self.groups).expect("there is a group");
                 match of_another_group(frame, &envelopes, other) {
                     Some(bytes) => {
-                        let refused = Frame::decode(route, &bytes);
+                        let refused = Frame::decode(route, bytes.clone());
                         assert!(refused.is_err(), "a frame passes for one of {other}");
                         self.tally.add("frame-of-another-group-refused", 1);
                         (to, bytes)
@@ -115,7 +115,7 @@ impl World {
         let Some(live) = &mut self.nodes.get_mut(&to).expect("the node exists").live else {
             return;
         };
-        match Frame::decode(&Route { cluster: CLUSTER, from, to }, bytes) {
+        match Frame::decode(&Route { cluster: CLUSTER, from, to }, bytes.clone()) {
             Ok(envelopes) => {
                 let is_asked = |envelope: &&Envelope| {
                     envelope.kind == MessageKind::Vote && envelope.is_transfer
