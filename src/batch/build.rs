@@ -34,7 +34,12 @@ pub struct BatchBuilder {
 impl BatchBuilder {
     /// Creates a builder of batches that a server with these limits accepts.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, plain: BytesMut::new(), record_count: 0 }
+        Self::with_capacity(limits, 0)
+    }
+
+    /// The same, with room for a batch of `bytes` from the start.
+    pub fn with_capacity(limits: Limits, bytes: usize) -> Self {
+        Self { limits, plain: BytesMut::with_capacity(bytes), record_count: 0 }
     }
 
     /// Returns the number of records appended since the last batch was built.

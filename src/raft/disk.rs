@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use super::effects::{ColdRead, Cure, Mend, Persist, Step, Supply};
 use super::group::Durability;
 use super::hard_state::Checkpoint;
@@ -33,7 +35,7 @@ pub type CheckpointOf<'a> = &'a mut dyn FnMut(LogId, u64) -> Checkpoint;
 #[derive(Debug)]
 pub struct Disk {
     dir: Arc<DataDir>,
-    logs: BTreeMap<LogId, Log>,
+    logs: FxHashMap<LogId, Log>,
     /// Work that waits for space, the oldest first.
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
     /// Logs that were written to since their watermark was recorded.
@@ -53,7 +55,7 @@ impl Disk {
     pub fn new(dir: Arc<DataDir>) -> Self {
         Self {
             dir,
-            logs: BTreeMap::new(),
+            logs: FxHashMap::default(),
             stalled: BTreeMap::new(),
             written: BTreeSet::new(),
             shrinking: BTreeSet::new(),
@@ -175,20 +177,35 @@ impl Disk {
         syncer: &Syncer,
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
-        let mut requests = Vec::new();
+        let (mut requests, mut hints) = (Vec::new(), Vec::new());
         for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
                 waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
-                continue;
+            } else if let [Step::Hint(kind, value)] = &persist.steps[..] {
+                let (log, kind, value) = (persist.group, *kind, Some(value.clone()));
+                hints.push(Change { log, kind, value });
+                done.push(persist.token);
+            } else {
+                requests.extend(self.start(persist, checkpoint, done)?);
             }
-            requests.extend(self.start(persist, checkpoint, done)?);
         }
         // All at once, so that one round takes them.
         if !requests.is_empty() {
             syncer.submit_all(requests);
         }
-        Ok(())
+        self.record_hints(&hints)
+    }
+
+    /// Records what nothing depends on. A thousand groups have it to say at a time.
+    fn record_hints(&self, hints: &[Change]) -> storage::Result<()> {
+        if hints.is_empty() {
+            return Ok(());
+        }
+        match self.dir.journal().record(hints) {
+            Ok(_) | Err(storage::Error::NoSpace { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tries again what waits for space.
@@ -202,7 +219,10 @@ impl Disk {
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
         for (_, waiting) in std::mem::take(&mut self.stalled) {
-            self.perform(waiting.into(), checkpoint, syncer, done)?;
+            // One by one: of the same group, they keep their order.
+            for persist in waiting {
+                self.perform(vec![persist], checkpoint, syncer, done)?;
+            }
         }
         Ok(())
     }
@@ -219,13 +239,16 @@ impl Disk {
         let (idle, busy) = std::mem::take(&mut self.written).into_iter().partition(is_idle);
         self.written = busy;
         let idle: BTreeSet<LogId> = idle;
-        // DURABILITY: without it, damage to what was synced last could pass for a torn tail.
-        let mut idle = idle.iter().filter_map(|group| logs.get(group));
-        let recorded = idle.try_for_each(|log| log.record_watermark().map(drop));
-        match recorded {
-            Ok(()) | Err(storage::Error::NoSpace { .. } | storage::Error::Corrupt(_)) => {}
-            Err(error) => return Err(error),
+        let mut marks = Vec::new();
+        for log in idle.iter().filter_map(|group| logs.get(group)) {
+            match log.watermark() {
+                Ok(mark) => marks.extend(mark),
+                Err(storage::Error::Corrupt(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        // DURABILITY: without it, damage to what was synced last could pass for a torn tail.
+        self.record_hints(&marks)?;
         for log in self.shrinking.iter().filter_map(|group| self.logs.get(group)) {
             if log.needs_sync_to_reclaim() {
                 let log = Some(log.syncer_handle());

@@ -8,7 +8,9 @@
 //! Groups tick in turn, in slices of a tick, so that ten thousand idle groups are never looked at
 //! in one step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustc_hash::FxHashMap;
 
 use super::config::Config;
 use super::envelope::{Envelope, Lane, MessageKind};
@@ -43,13 +45,13 @@ pub struct Shard<M: Machine> {
     config: Config,
     seed: u64,
     slots: Vec<Option<Slot<M>>>,
-    by_id: BTreeMap<LogId, usize>,
+    by_id: FxHashMap<LogId, usize>,
     free: Vec<usize>,
     touched: Vec<usize>,
     /// Number of the next pass handed out.
     tokens: u64,
     /// Whose token it is, for those not reported yet.
-    waiting: BTreeMap<u64, LogId>,
+    waiting: FxHashMap<u64, LogId>,
     next_slice_ms: u64,
     slice: u64,
     /// The node, known from the first group on.
@@ -78,11 +80,11 @@ impl<M: Machine> Shard<M> {
             config,
             seed,
             slots: Vec::new(),
-            by_id: BTreeMap::new(),
+            by_id: FxHashMap::default(),
             free: Vec::new(),
             touched: Vec::new(),
             tokens: first_token,
-            waiting: BTreeMap::new(),
+            waiting: FxHashMap::default(),
             next_slice_ms: now.monotonic_ms,
             slice: 0,
             node: None,
@@ -108,8 +110,8 @@ impl<M: Machine> Shard<M> {
     }
 
     /// Ids of all groups, sorted.
-    pub fn groups(&self) -> impl Iterator<Item = LogId> {
-        self.by_id.keys().copied()
+    pub fn groups(&self) -> BTreeSet<LogId> {
+        self.by_id.keys().copied().collect()
     }
 
     fn slot(&self, id: LogId) -> Option<&Slot<M>> {

@@ -99,6 +99,13 @@ pub struct Cluster {
     pub handles: Vec<Vec<Handle>>,
 }
 
+impl Drop for Cluster {
+    /// The nodes end before their directories go: on the network somebody may still hold on to one.
+    fn drop(&mut self) {
+        self.network.hosts.iter().filter_map(OnceLock::get).for_each(|host| host.stop());
+    }
+}
+
 impl Cluster {
     /// Founds partitions on three nodes with directories below `root`.
     pub fn found(root: &Path, setup: &Setup) -> Self {

@@ -50,6 +50,8 @@ pub(super) struct Accumulator {
 struct State {
     open: Option<Closed>,
     closed: VecDeque<Closed>,
+    /// Length of the last batch that was closed: the next one gets as much room from the start.
+    usual_bytes: usize,
     /// Batches that the lane has taken.
     taken: u64,
     has_lane: bool,
@@ -106,7 +108,8 @@ impl Accumulator {
         if state.open.as_ref().is_some_and(|open| self.has_no_place(open, record)) {
             self.close_open(&mut state);
         }
-        let mut open = state.open.take().unwrap_or_else(Closed::new);
+        let usual_bytes = state.usual_bytes;
+        let mut open = state.open.take().unwrap_or_else(|| Closed::new(usual_bytes));
         let is_first = open.builder.is_empty();
         let appended = open.append(record, room, waiter);
         let is_full = open.builder.encoded_bytes() >= self.batch_bytes;
@@ -130,6 +133,7 @@ impl Accumulator {
 
     fn close_open(&self, state: &mut State) {
         if let Some(open) = state.open.take() {
+            state.usual_bytes = open.builder.encoded_bytes();
             state.closed.push_back(open);
             self.partitioner.on_batch_closed(self.partition);
         }
@@ -201,8 +205,8 @@ impl Accumulator {
 }
 
 impl Closed {
-    fn new() -> Self {
-        let builder = BatchBuilder::new(Limits::default());
+    fn new(usual_bytes: usize) -> Self {
+        let builder = BatchBuilder::with_capacity(Limits::default(), usual_bytes);
         Self { builder, waiters: Vec::new(), room: 0, since: Instant::now() }
     }
 

@@ -41,7 +41,7 @@ impl Group {
 
     /// Lets the group sleep if there is nothing to stay awake for.
     pub(super) fn try_quiesce(&mut self) {
-        let idle_ticks = 2 * self.config.election_ticks as u64;
+        let idle_ticks = self.config.election_ticks as u64 / 2;
         if self.ticks <= self.last_busy_tick + idle_ticks || !self.has_nothing_to_do() {
             return;
         }
@@ -51,8 +51,7 @@ impl Group {
             "{}: a group sleeps when all of it is committed",
             self.id
         );
-        self.is_quiescent = true;
-        self.is_commit_due = true;
+        self.fall_asleep();
         let others: Vec<u64> = self
             .node
             .raft
@@ -65,6 +64,14 @@ impl Group {
             let envelope = self.quiesce(ReplicaId(to));
             self.outbox.push((Lane::Control, envelope));
         }
+    }
+
+    fn fall_asleep(&mut self) {
+        self.is_quiescent = true;
+        self.is_commit_due = true;
+        // The library's buffers grow with the load and stay so.
+        self.node.raft.raft_log.unstable.entries.shrink_to_fit();
+        self.node.raft.maybe_free_inflight_buffers();
     }
 
     fn has_nothing_to_do(&self) -> bool {
@@ -103,8 +110,7 @@ impl Group {
             && envelope.commit == self.committed()
             && self.settled() == self.last_index();
         if is_alike {
-            self.is_quiescent = true;
-            self.is_commit_due = true;
+            self.fall_asleep();
             // The leader was heard of just now: what asks for votes next has to wait for its time.
             self.node.raft.election_elapsed = 0;
         }

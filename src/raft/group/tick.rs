@@ -34,11 +34,6 @@ impl Group {
         if self.ticks > self.snapshot_until_tick {
             self.node.mut_store().forget_snapshot();
         }
-        if self.ticks == self.last_busy_tick + 2 * self.config.election_ticks as u64 {
-            // The library's buffers grow with the load and stay so.
-            self.node.raft.raft_log.unstable.entries.shrink_to_fit();
-            self.node.raft.maybe_free_inflight_buffers();
-        }
     }
 
     /// A replica with entries that are not on its disk does not seek election: it would have to

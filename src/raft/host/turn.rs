@@ -1,10 +1,11 @@
 //! A turn of a shard: take all that waits, step, carry out, tell.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
 
 use super::super::disk::{Disk, read_base, read_cold, read_supply};
@@ -105,7 +106,7 @@ pub(super) struct Turn<M: Machine> {
     out: Outputs<M>,
     asks: HashMap<Ticket, Reply<M::Answer>>,
     decisions: HashMap<Ticket, oneshot::Sender<Result<u64, NotProposed>>>,
-    published: BTreeMap<LogId, watch::Sender<Published>>,
+    published: FxHashMap<LogId, watch::Sender<Published>>,
     closing: Vec<(LogId, oneshot::Sender<storage::Result<()>>)>,
     next_ticket: u64,
     next_tend_ms: u64,
@@ -143,7 +144,7 @@ impl<M: Machine> Turn<M> {
             out: Outputs::default(),
             asks: HashMap::new(),
             decisions: HashMap::new(),
-            published: BTreeMap::new(),
+            published: FxHashMap::default(),
             closing: Vec::new(),
             next_ticket: 1,
             next_tend_ms: 0,
@@ -462,7 +463,7 @@ impl<M: Machine> Turn<M> {
     }
 
     fn close_all(&mut self) -> storage::Result<()> {
-        let groups: Vec<_> = self.shard.groups().collect();
+        let groups = self.shard.groups();
         self.inputs.extend(groups.iter().copied().map(Input::Close));
         self.shard.step(now(self.started), &mut self.inputs, &mut self.out);
         self.answer();

@@ -311,21 +311,30 @@ impl Log {
     /// # Errors
     /// As [`super::Journal::record`].
     pub fn record_watermark(&self) -> Result<u64> {
+        match self.watermark()? {
+            Some(mark) => self.context.journal.record(&[mark]),
+            None => Ok(self.context.journal.synced_sequence()),
+        }
+    }
+
+    /// What [`Self::record_watermark`] records, to be recorded together with others'. `None` if
+    /// nothing of the log is on disk.
+    ///
+    /// # Errors
+    /// [`super::Error::Corrupt`] if the log cannot be read there, or what the system said.
+    pub fn watermark(&self) -> Result<Option<Change>> {
         let index = self.sync.synced_index();
         if index + 1 < self.reader().first_index() {
-            // The log was reset and nothing of it is on disk yet.
-            return Ok(self.context.journal.synced_sequence());
+            // The log was reset, or its start has moved beyond what is on disk.
+            return Ok(None);
         }
         assert!(index <= self.tip.index, "entry {index} is on disk, the log ends before it");
-        if index + 1 < self.reader().first_index() {
-            // The log start has moved beyond what is on disk: none of it is left to be told of.
-            return Ok(self.context.journal.synced_sequence());
-        }
         let is_tip = index == self.tip.index;
         let read = || self.reader().term_at(index, super::Access::MayBlock);
         let term = if is_tip { self.tip.term } else { read()? };
         let mark = Watermark { generation: self.next_generation - 1, index, term };
-        self.record(FactKind::Watermark, mark.encode())
+        let (kind, value) = (FactKind::Watermark, Some(mark.encode()));
+        Ok(Some(Change { log: self.id, kind, value }))
     }
 
     /// Syncs and records how the log ends, so that it opens without being read.
