@@ -8,22 +8,23 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::effects::{ColdRead, Cure, Mend, Persist, Step, Supply};
+use super::effects::{ColdRead, Persist, Step};
 use super::group::Durability;
 use super::hard_state::Checkpoint;
-use super::input::Input;
 use super::log_view::Base;
 use super::machine::Machine;
 use super::membership::Membership;
-use super::open::{
-    OpenError, Start, create_replica, cut_at_wound, hard_state_of, open_replica, start_of,
-};
+use super::open::{OpenError, Start, create_replica, hard_state_of, open_replica};
 use super::planted::{Bug, planted};
 use crate::storage::{
     self, Access, Change, DataDir, Entry, FactKind, Log, LogReader, Policy, RecoveryReport,
     SyncRequest, Syncer, Tip, Wound,
 };
 use crate::types::{LogId, ReplicaId};
+
+mod damage;
+
+pub use self::damage::read_supply;
 
 /// Reported for work that nobody waits for.
 const NO_TOKEN: u64 = 0;
@@ -314,82 +315,6 @@ impl Disk {
         Ok(Some(log.syncer_handle()))
     }
 
-    /// Looks for damage, if there are news of any: segments in which reads have met it, to be
-    /// examined with [`LogReader::examine`] where waiting for a disk is allowed, and what has
-    /// changed about what logs lack, for their shard.
-    pub fn look_for_damage<M: Machine>(&mut self) -> (Vec<(LogReader, u64)>, Vec<Input<M>>) {
-        let news = self.dir.damage_news();
-        if std::mem::replace(&mut self.damage_seen, news) == news {
-            return (Vec::new(), Vec::new());
-        }
-        (self.suspects(), self.changed_wounds())
-    }
-
-    fn suspects(&self) -> Vec<(LogReader, u64)> {
-        let readers = self.logs.values().map(Log::reader);
-        let suspects = |reader: LogReader| {
-            let taken = reader.take_suspects().into_iter();
-            taken.map(move |suspect| (reader.clone(), suspect))
-        };
-        readers.flat_map(suspects).collect()
-    }
-
-    fn changed_wounds<M: Machine>(&mut self) -> Vec<Input<M>> {
-        let mut changed = Vec::new();
-        for (group, log) in &self.logs {
-            let wound = next_wound(&self.passed_over, log);
-            if wound.as_ref() != self.wounds.get(group) {
-                match wound.clone() {
-                    Some(wound) => self.wounds.insert(*group, wound),
-                    None => self.wounds.remove(group),
-                };
-                changed.push(Input::Wound { group: *group, wound });
-            }
-        }
-        changed
-    }
-
-    /// Mends a damaged log, or tries to, and starts its replica if that had to wait for it. The
-    /// whole segment is written anew and synced before this returns: damage is rare.
-    ///
-    /// # Errors
-    /// As [`Self::perform`].
-    pub fn mend<M: Machine>(&mut self, mend: &Mend) -> storage::Result<Vec<Input<M>>> {
-        let group = mend.group;
-        let Some(log) = self.logs.get_mut(&group) else { return Ok(Vec::new()) };
-        let mended = match &mend.cure {
-            Cure::Entries(entries) => log.repair(entries).map_err(OpenError::from),
-            Cure::Cut => cut_at_wound(&self.dir, log),
-            Cure::PassOver(index) => {
-                tracing::debug!(%group, index, "nobody who answers keeps entries that are damaged");
-                self.passed_over.insert(group, *index);
-                Ok(())
-            }
-        };
-        let mut inputs = Vec::new();
-        match mended {
-            Ok(()) if matches!(mend.cure, Cure::PassOver(_)) => {}
-            Ok(()) => tracing::info!(%group, "a damaged log was mended"),
-            Err(OpenError::Storage(error)) if !is_harmless(&error) => return Err(error),
-            Err(error) => tracing::warn!(%group, %error, "a damaged log cannot be mended yet"),
-        }
-        if let Some(damaged) = &mend.damaged {
-            match start_of(&self.dir, log, damaged.replica, damaged.durability, false) {
-                Ok(Start::Damaged(_)) => {}
-                Ok(start) => inputs.push(start.into_input()),
-                Err(error) => tracing::error!(%group, %error, "a mended replica cannot start"),
-            }
-        }
-        // Told in any case: without news the shard would wait for it.
-        let wound = next_wound(&self.passed_over, log);
-        match wound.clone() {
-            Some(wound) => self.wounds.insert(group, wound),
-            None => self.wounds.remove(&group),
-        };
-        inputs.push(Input::Wound { group, wound });
-        Ok(inputs)
-    }
-
     /// Logs that take more than they may, or have files that wait to go: for [`Self::retain`]. To
     /// be asked before [`Self::tend`].
     pub fn overgrown(&mut self) -> Vec<LogId> {
@@ -448,13 +373,6 @@ impl Disk {
     }
 }
 
-/// What is to be mended next: what was passed over has its turn again after all that comes behind
-/// it, for who keeps it may have been away.
-fn next_wound(passed_over: &BTreeMap<LogId, u64>, log: &Log) -> Option<Wound> {
-    let after = passed_over.get(&log.id()).copied().unwrap_or(0);
-    log.wound_after(after).or_else(|| log.wound())
-}
-
 /// Appends, and keeps in `entries` what did not fit.
 fn append(
     log: &mut Log,
@@ -488,23 +406,6 @@ pub fn read_cold(
     Ok(entries)
 }
 
-/// Reads what another replica lacks: good entries up to the first that is damaged here too.
-pub fn read_supply<M: Machine>(reader: &LogReader, supply: &Supply) -> Input<M> {
-    let ColdRead { first_index, last_index, bytes_max, .. } = supply.read;
-    let mut entries = Vec::new();
-    let last_index = last_index.min(reader.last_index());
-    let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-    if first_index > last_index {
-        return Input::Supplied(*supply, entries);
-    }
-    assert!(supply.from != supply.to, "{} asks itself for entry {first_index}", supply.to);
-    let read = reader.read(first_index, last_index, bytes_max, Access::MayBlock, &mut entries);
-    if let Err(error) = read {
-        tracing::warn!(group = %supply.read.group, %error, "another replica is given less");
-    }
-    Input::Supplied(*supply, entries)
-}
-
 /// Reads what a log starts with.
 ///
 /// # Errors
@@ -515,9 +416,4 @@ pub fn read_base(reader: &LogReader) -> storage::Result<Option<Base>> {
     let bytes = first.checkpoint()?;
     let checkpoint = Checkpoint::decode(bytes);
     Ok(checkpoint.map(|checkpoint| Base { tip: first.header().previous, state: checkpoint.state }))
-}
-
-/// True if a log that could not be mended is as it was, and it can be tried again.
-fn is_harmless(error: &storage::Error) -> bool {
-    matches!(error, storage::Error::RepairRefused(_) | storage::Error::NoSpace { .. })
 }

@@ -110,8 +110,8 @@ impl<M: Machine> Shard<M> {
     }
 
     /// Ids of all groups, sorted.
-    pub fn groups(&self) -> BTreeSet<LogId> {
-        self.by_id.keys().copied().collect()
+    pub fn groups(&self) -> impl Iterator<Item = LogId> {
+        self.by_id.keys().copied().collect::<BTreeSet<_>>().into_iter()
     }
 
     fn slot(&self, id: LogId) -> Option<&Slot<M>> {

@@ -463,7 +463,7 @@ impl<M: Machine> Turn<M> {
     }
 
     fn close_all(&mut self) -> storage::Result<()> {
-        let groups = self.shard.groups();
+        let groups: Vec<_> = self.shard.groups().collect();
         self.inputs.extend(groups.iter().copied().map(Input::Close));
         self.shard.step(now(self.started), &mut self.inputs, &mut self.out);
         self.answer();
