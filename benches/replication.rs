@@ -210,7 +210,7 @@ impl IdleTrio {
         let from = NodeId(n as u64 + 1);
         for (to, _, frame) in out.take_frames(CLUSTER, from) {
             let route = Route { cluster: CLUSTER, from, to };
-            let envelopes = Frame::decode(&route, &frame.to_bytes()).unwrap();
+            let envelopes = Frame::decode(&route, frame.to_bytes()).unwrap();
             self.inputs[to.0 as usize - 1].push(Input::Envelopes(envelopes));
         }
     }

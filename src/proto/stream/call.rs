@@ -96,6 +96,7 @@ where
     answer
 }
 
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 /// Who is to answer a request.
 pub enum Answered {
     /// It is a stream, and this is its answer.
