@@ -41,6 +41,10 @@
 //! * **The server never re-encodes a batch.** In protobuf a message field and a `bytes` field look
 //!   the same on the wire, so the server's types are generated with [`proto`]'s `RecordBatch` as
 //!   bytes: what a client sent is what is stored, replicated and served, under one checksum.
+//! * **Streams go past the codec.** What is large in a message goes from where it is to the socket,
+//!   and comes as a slice of what was read from it: [`proto::stream`]. Copying it at both ends took
+//!   an eighth of all time of three nodes and their clients, and twice the memory. Frames of the
+//!   Raft groups are gRPC messages as they are, without protobuf around them.
 //! * **A segment has no name until it is durable.** New segments are written among the spare files
 //!   and renamed by the sync thread after their first sync, so that no append waits for a
 //!   directory, and a name proves that all entries before the segment are on disk. The price: what
@@ -74,7 +78,9 @@
 //!   are still to be begun need the state at their start.
 //! * **Idle groups sleep.** A leader whose followers have everything lets all of them stop ticking;
 //!   nodes tell each other that they are alive, once for all groups. Ten thousand idle groups then
-//!   cost less than half a percent of a core instead of eleven.
+//!   cost less than half a percent of a core instead of eleven. They fall asleep after half a
+//!   second: with a thousand groups that have something to do now and then, the shards work half
+//!   as much as they did with two seconds.
 //! * **A shard that sleeps is run by whoever has news for it.** Waking its thread for a frame, for
 //!   a sync and for an append made half of the switches of threads that a lone record costs, and
 //!   they were most of its time: 2.6 times the bare loop became 2.2. Under load its own thread

@@ -6,8 +6,8 @@ use std::io::IoSlice;
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-/// A payload of so many bytes is a piece of its own. To copy a smaller one costs less than to hand
-/// one more piece to the socket.
+/// A payload of so many bytes is a piece of its own, and with that an HTTP/2 frame and a system
+/// call: smaller ones are copied.
 const PIECE_BYTES_MIN: usize = 32 << 10;
 /// What is copied is gathered in memory of this size.
 const GATHERED_BYTES: usize = 32 << 10;
