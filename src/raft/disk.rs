@@ -178,24 +178,41 @@ impl Disk {
         syncer: &Syncer,
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
-        let (mut requests, mut hints) = (Vec::new(), Vec::new());
-        for persist in persists {
+        let is_hint = |persist: &Persist| {
+            let is_stalled = self.stalled.contains_key(&persist.group);
+            matches!(persist.steps[..], [Step::Hint(..)]) && !is_stalled
+        };
+        let (hints, work): (Vec<_>, Vec<_>) = persists.into_iter().partition(is_hint);
+        // DURABILITY: before all else. A hint repeats the group's term and vote, and must not come
+        // after a later record of them.
+        self.take_hints(hints, done)?;
+        let mut requests = Vec::new();
+        for persist in work {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
                 waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
-            } else if let [Step::Hint(kind, value)] = &persist.steps[..] {
-                let (log, kind, value) = (persist.group, *kind, Some(value.clone()));
-                hints.push(Change { log, kind, value });
-                done.push(persist.token);
-            } else {
-                requests.extend(self.start(persist, checkpoint, done)?);
+                continue;
             }
+            requests.extend(self.start(persist, checkpoint, done)?);
         }
         // All at once, so that one round takes them.
         if !requests.is_empty() {
             syncer.submit_all(requests);
         }
-        self.record_hints(&hints)
+        Ok(())
+    }
+
+    fn take_hints(&self, hints: Vec<Persist>, done: &mut Vec<u64>) -> storage::Result<()> {
+        let mut changes = Vec::with_capacity(hints.len());
+        for persist in hints {
+            done.push(persist.token);
+            for step in persist.steps {
+                if let Step::Hint(kind, value) = step {
+                    changes.push(Change { log: persist.group, kind, value: Some(value) });
+                }
+            }
+        }
+        self.record_hints(&changes)
     }
 
     /// Records what nothing depends on. A thousand groups have it to say at a time.

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use quipu::partition::Replica;
+use quipu::proto::stream::Rope;
 use quipu::raft::{
     Dropped, Envelope, Frame, FrameError, Input, Membership, MessageKind, Operation, Outputs, Role,
     Route, Ticket,
@@ -57,6 +58,17 @@ fn a_frame_with_any_bit_flipped_or_cut_short_is_refused() {
     }
     let more = [&bytes[..], &[0]].concat();
     assert_eq!(Frame::decode(&ROUTE, Bytes::from(more)), Err(FrameError::Length));
+}
+
+#[test]
+fn a_frame_can_come_in_pieces() {
+    let bytes = sample();
+    let whole = Frame::decode(&ROUTE, bytes.clone()).unwrap();
+    for cut in 0..=bytes.len() {
+        let mut rope = Rope::from(bytes.slice(..cut));
+        rope.push(bytes.slice(cut..));
+        assert_eq!(Frame::decode(&ROUTE, rope).as_ref(), Ok(&whole), "cut at {cut}");
+    }
 }
 
 /// Whoever lies knows how to compute a checksum.

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame};
 use prost::{DecodeError, Message};
 use tonic::body::Body;
@@ -22,6 +22,9 @@ use super::rope::Rope;
 /// What comes before each message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 const EMPTY_MESSAGE: &[u8] = &[0; PREFIX_BYTES];
+/// Pieces below this length are copied. As slices they would hold on to what else the connection
+/// read with them, and a message in pieces of one byte would take a hundred times its length.
+const SLICE_BYTES_MIN: usize = 8 << 10;
 
 /// A message that can be taken out of the pieces that it came in.
 pub trait Inbound: Sized + Send + 'static {
@@ -79,8 +82,8 @@ fn lock(whole: &Whole) -> MutexGuard<'_, VecDeque<Rope>> {
 
 fn past<M: Inbound>(body: Body, message_bytes_max: usize) -> (Past, PastDecoder<M>) {
     let whole = Whole::default();
-    let (read, awaited) = (Rope::default(), None);
-    let past = Past { body, message_bytes_max, read, awaited, whole: whole.clone() };
+    let (read, copied, awaited) = (Rope::default(), BytesMut::new(), None);
+    let past = Past { body, message_bytes_max, read, copied, awaited, whole: whole.clone() };
     (past, PastDecoder { whole, decode: M::take })
 }
 
@@ -106,19 +109,39 @@ struct Past {
     message_bytes_max: usize,
     /// What has come of the next messages.
     read: Rope,
+    /// Small pieces that came after that.
+    copied: BytesMut,
     /// Length of the next message, once its prefix was read.
     awaited: Option<usize>,
     whole: Whole,
 }
 
 impl Past {
+    fn keep(&mut self, piece: Bytes) {
+        if piece.len() >= SLICE_BYTES_MIN {
+            self.read.push(self.copied.split().freeze());
+            self.read.push(piece);
+            return;
+        }
+        if self.copied.capacity() - self.copied.len() < piece.len() {
+            self.copied.reserve(SLICE_BYTES_MIN);
+        }
+        self.copied.extend_from_slice(&piece);
+    }
+
     /// Puts the next message aside if it is whole, and returns what stands for it. A prefix that is
     /// not in order is returned as it is, for [`Streaming`] to say what is wrong.
     fn next(&mut self) -> Option<Bytes> {
+        let needed = self.awaited.unwrap_or(PREFIX_BYTES);
+        if self.read.remaining() + self.copied.len() < needed {
+            return None;
+        }
+        self.read.push(self.copied.split().freeze());
         if self.awaited.is_none() && self.read.remaining() >= PREFIX_BYTES {
             let (is_compressed, length) = (self.read.get_u8(), self.read.get_u32());
             if is_compressed != 0 || length as usize > self.message_bytes_max {
                 (self.body, self.read) = (Body::empty(), Rope::default());
+                self.copied.clear();
                 return Some(prefix(is_compressed, length));
             }
             self.awaited = Some(length as usize);
@@ -132,8 +155,10 @@ impl Past {
 
     /// What stands for a message that was cut short: [`Streaming`] complains of it.
     fn rest(&mut self) -> Option<Bytes> {
-        let is_begun = self.awaited.take().is_some() || self.read.has_remaining();
+        let has_read = self.read.has_remaining() || !self.copied.is_empty();
+        let is_begun = self.awaited.take().is_some() || has_read;
         self.read = Rope::default();
+        self.copied.clear();
         is_begun.then(|| Bytes::from_static(&EMPTY_MESSAGE[..1]))
     }
 }
@@ -157,7 +182,7 @@ impl HttpBody for Past {
             }
             let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
             match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(piece))) => self.read.push(piece),
+                Some(Ok(Ok(piece))) => self.keep(piece),
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 Some(Err(status)) => return Poll::Ready(Some(Err(status))),
                 None => return Poll::Ready(self.rest().map(|rest| Ok(Frame::data(rest)))),

@@ -46,6 +46,8 @@ pub struct Outgoing<S> {
     messages: Option<S>,
     /// What it ended with, to be said by the trailers of an answer.
     status: Option<Status>,
+    /// What it broke off with; a request has no trailers to say so.
+    broken: Option<Status>,
     pending: Rope,
     out: RopeMut,
 }
@@ -56,6 +58,7 @@ impl<S> Outgoing<S> {
         Self {
             messages: Some(messages),
             status: None,
+            broken: None,
             pending: Rope::default(),
             out: RopeMut::default(),
         }
@@ -82,7 +85,10 @@ where
                 Poll::Ready(Some(Ok(message))) => encode(message, &mut self.out),
                 Poll::Ready(Some(Err(status))) => {
                     self.messages = None;
-                    self.status = self.status.take().map(|_| status);
+                    match &mut self.status {
+                        Some(ending) => *ending = status,
+                        None => self.broken = Some(status),
+                    }
                 }
                 Poll::Ready(None) => self.messages = None,
                 Poll::Pending => return false,
@@ -126,11 +132,15 @@ where
         if !is_over {
             return Poll::Pending;
         }
+        if let Some(status) = this.broken.take() {
+            return Poll::Ready(Some(Err(status)));
+        }
         Poll::Ready(this.status.take().map(|status| trailers(&status)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.messages.is_none() && self.status.is_none() && !self.pending.has_remaining()
+        let has_said_all = self.status.is_none() && self.broken.is_none();
+        self.messages.is_none() && has_said_all && !self.pending.has_remaining()
     }
 }
 

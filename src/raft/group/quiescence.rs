@@ -69,7 +69,11 @@ impl Group {
     fn fall_asleep(&mut self) {
         self.is_quiescent = true;
         self.is_commit_due = true;
-        // The library's buffers grow with the load and stay so.
+        self.free_buffers();
+    }
+
+    /// Gives back the library's buffers, which grow with the load and stay so.
+    pub(super) fn free_buffers(&mut self) {
         self.node.raft.raft_log.unstable.entries.shrink_to_fit();
         self.node.raft.maybe_free_inflight_buffers();
     }

@@ -34,6 +34,10 @@ impl Group {
         if self.ticks > self.snapshot_until_tick {
             self.node.mut_store().forget_snapshot();
         }
+        if self.ticks == self.last_busy_tick + 2 * self.config.election_ticks as u64 {
+            // It cannot sleep: somebody is away.
+            self.free_buffers();
+        }
     }
 
     /// A replica with entries that are not on its disk does not seek election: it would have to
