@@ -26,7 +26,8 @@
 //! * **A server retries only what was surely not done**, or what can be done twice without harm. A
 //!   deadline that ends after a proposal is answered with "outcome unknown".
 //! * **Every wait is bounded** in time, and everything that waits in bytes or in number.
-//! * **No payload is copied**: a batch is a slice of the buffer that it was received in.
+//! * **No large payload is copied**: a batch is a slice of what the connection read, and goes to
+//!   other nodes and to readers from where it is; see [`crate::proto::stream`].
 
 pub mod accept;
 mod call;

@@ -96,8 +96,8 @@ where
     answer
 }
 
-#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 /// Who is to answer a request.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub enum Answered {
     /// It is a stream, and this is its answer.
     Stream(BoxFuture<'static, http::Response<Body>>),
