@@ -151,15 +151,12 @@ impl Outbound for StreamedProduce {
         self.encoded_len()
     }
 
-    /// The batch comes last, so that it ends the last piece.
     fn put(self, out: &mut RopeMut) {
         let Self { request_id, produce } = self;
         Self { request_id, produce: None }.encode_raw(out.gather());
         if let Some(mut produce) = produce {
-            out.begin_field(2, produce.encoded_len());
             let batch = std::mem::take(&mut produce.batch);
-            produce.encode_raw(out.gather());
-            out.put_field(4, batch);
+            out.put_message(2, &produce, (4, batch));
         }
     }
 }
@@ -200,6 +197,10 @@ mod tests {
         let own = StreamedProduce::decode(bytes.as_slice()).unwrap();
         assert_eq!(own.produce.as_ref().unwrap().batch, batch().encode_to_vec());
         assert_eq!(own.encode_to_vec(), bytes);
+        let mut out = RopeMut::default();
+        own.clone().put(&mut out);
+        assert_eq!(out.bytes(), bytes.len());
+        assert_eq!(api::ProduceStreamRequest::decode(out.finish()).unwrap(), generated);
     }
 
     #[test]

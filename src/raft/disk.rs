@@ -215,7 +215,10 @@ impl Disk {
         self.record_hints(&changes)
     }
 
-    /// Records what nothing depends on. A thousand groups have it to say at a time.
+    /// Records what spares work, or tells more of damage, after a restart: a thousand groups have
+    /// it to say at a time.
+    ///
+    /// DURABILITY: nothing that was promised rests on it, so a full disk may leave it out.
     fn record_hints(&self, hints: &[Change]) -> storage::Result<()> {
         if hints.is_empty() {
             return Ok(());

@@ -22,10 +22,8 @@ impl Outbound for ProduceStreamRequest {
         let Self { request_id, produce } = self;
         Self { request_id, produce: None }.encode_raw(out.gather());
         if let Some(mut produce) = produce {
-            out.begin_field(2, produce.encoded_len());
             let batch = mem::take(&mut produce.batch);
-            produce.encode_raw(out.gather());
-            out.put_field(4, batch);
+            out.put_message(2, &produce, (4, batch));
         }
     }
 }
@@ -69,10 +67,8 @@ impl Outbound for ConsumeResponse {
 /// Adds the batches of a `SubscribeData` or a `ConsumeData`.
 fn put_batches(batches: Vec<StoredBatch>, out: &mut RopeMut) {
     for mut stored in batches {
-        out.begin_field(2, stored.encoded_len());
         let batch = mem::take(&mut stored.batch);
-        stored.encode_raw(out.gather());
-        out.put_field(6, batch);
+        out.put_message(2, &stored, (6, batch));
     }
 }
 

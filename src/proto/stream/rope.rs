@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 /// A payload of so many bytes is a piece of its own, and with that an HTTP/2 frame and a system
 /// call: smaller ones are copied.
@@ -141,11 +142,19 @@ impl RopeMut {
         self.gathered.put_slice(&bytes);
     }
 
-    /// Adds a field of type `bytes`, unless there are none.
-    pub fn put_field(&mut self, tag: u32, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.begin_field(tag, bytes.len());
-            self.put(bytes);
+    /// Adds a field that is a message with a payload: `message` is all the rest of it, and the
+    /// payload, which comes last, its field of type `bytes`.
+    pub fn put_message(&mut self, tag: u32, message: &impl Message, payload: (u32, Bytes)) {
+        let (payload_tag, payload) = payload;
+        let payload_bytes = match payload.len() {
+            0 => 0,
+            bytes => key_len(payload_tag) + encoded_len_varint(bytes as u64) + bytes,
+        };
+        self.begin_field(tag, message.encoded_len() + payload_bytes);
+        message.encode_raw(&mut self.gathered);
+        if !payload.is_empty() {
+            self.begin_field(payload_tag, payload.len());
+            self.put(payload);
         }
     }
 
