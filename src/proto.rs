@@ -26,6 +26,18 @@ pub mod internal {
     include!(concat!(env!("OUT_DIR"), "/server/quipu.internal.v1.rs"));
 }
 
+/// Paths of the calls that do not go through the generated code.
+pub mod path {
+    /// `LogService.Produce`.
+    pub const PRODUCE: &str = "/quipu.v1.LogService/Produce";
+    /// `LogService.ProduceStream`.
+    pub const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
+    /// `LogService.Subscribe`.
+    pub const SUBSCRIBE: &str = "/quipu.v1.LogService/Subscribe";
+    /// `GroupService.Consume`.
+    pub const CONSUME: &str = "/quipu.v1.GroupService/Consume";
+}
+
 /// The encoded `FileDescriptorSet` of `proto/`, for server reflection.
 pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
@@ -34,7 +46,11 @@ mod tests {
     use bytes::Bytes;
     use prost::Message;
 
-    use super::{FILE_DESCRIPTORS, client, server};
+    use super::{FILE_DESCRIPTORS, client, path, server};
+
+    fn files() -> Vec<prost_types::FileDescriptorProto> {
+        prost_types::FileDescriptorSet::decode(FILE_DESCRIPTORS).unwrap().file
+    }
 
     fn stored_batch() -> client::StoredBatch {
         let record = client::Record {
@@ -79,9 +95,8 @@ mod tests {
 
     #[test]
     fn reflection_sees_the_message_and_not_its_bytes() {
-        let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTORS).unwrap();
+        let files = files();
         let batch = files
-            .file
             .iter()
             .flat_map(|file| &file.message_type)
             .filter(|message| message.name() == "StoredBatch")
@@ -89,5 +104,29 @@ mod tests {
             .find(|field| field.name() == "batch")
             .unwrap();
         assert_eq!(batch.type_name(), ".quipu.v1.RecordBatch");
+    }
+
+    /// With a wrong path a call would still be answered, by the code that copies its payloads.
+    #[test]
+    fn paths_are_those_of_calls() {
+        let mut calls = Vec::new();
+        for file in files() {
+            for service in &file.service {
+                let service_name = format!("{}.{}", file.package(), service.name());
+                let method = |method: &prost_types::MethodDescriptorProto| {
+                    let is_stream = method.client_streaming() && method.server_streaming();
+                    (format!("/{service_name}/{}", method.name()), is_stream)
+                };
+                calls.extend(service.method.iter().map(method));
+            }
+        }
+        for (path, is_stream) in [
+            (path::PRODUCE, false),
+            (path::PRODUCE_STREAM, true),
+            (path::SUBSCRIBE, true),
+            (path::CONSUME, true),
+        ] {
+            assert!(calls.contains(&(path.to_owned(), is_stream)), "{path} is no such call");
+        }
     }
 }

@@ -20,11 +20,8 @@ use crate::proto::client::{
     SubscribeRequest, SubscribeStarted,
 };
 use crate::proto::codec::ExactCodec;
+use crate::proto::path::{PRODUCE, PRODUCE_STREAM, SUBSCRIBE};
 use crate::proto::stream::{self, InOnePiece, Inbound, Outbound, RopeMut};
-
-const PRODUCE: &str = "/quipu.v1.LogService/Produce";
-const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
-const SUBSCRIBE: &str = "/quipu.v1.LogService/Subscribe";
 
 /// `ProduceRequest`.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -12,9 +12,8 @@ use crate::proto::client::{
     ConsumeAssigned, ConsumeCommitted, ConsumeGap, ConsumeGoAway, ConsumeJoined, ConsumeLost,
     ConsumePositions, ConsumeRequest, ConsumeRevoke,
 };
+use crate::proto::path::CONSUME;
 use crate::proto::stream::InOnePiece;
-
-const CONSUME: &str = "/quipu.v1.GroupService/Consume";
 
 /// `ConsumeData`.
 #[derive(Clone, PartialEq, prost::Message)]

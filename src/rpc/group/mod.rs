@@ -39,12 +39,11 @@ use super::counters::{Counters, Method, add};
 use super::error::Error;
 use super::limits::{MESSAGE_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
 use crate::proto::internal::group_peer_service_server::{GroupPeerService, GroupPeerServiceServer};
+use crate::proto::path::CONSUME;
 use crate::proto::server as api;
 use crate::proto::server::group_service_server::{GroupService, GroupServiceServer};
 use crate::proto::stream::{Answered, Streams, WithStreams};
 use crate::proto::{self, internal};
-
-const CONSUME: &str = "/quipu.v1.GroupService/Consume";
 
 /// Questions to leaders that wait at a time.
 const AT_ONCE_MAX: usize = 32;

@@ -16,15 +16,13 @@ use super::super::call::mark_forwarded;
 use super::super::error::Error;
 use super::super::limits::MESSAGE_BYTES_MAX;
 use super::super::status;
+use crate::proto::path::PRODUCE_STREAM;
 use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{
     ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
 };
 use crate::proto::stream;
 use crate::types::TraceContext;
-
-/// The path of the call.
-pub(super) const PRODUCE_STREAM: &str = "/quipu.v1.LogService/ProduceStream";
 
 /// Requests that wait to be sent to one node.
 const QUEUE_MAX: usize = 256;

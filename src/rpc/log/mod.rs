@@ -32,18 +32,16 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 pub(super) use self::fetch::read;
-use self::link::PRODUCE_STREAM;
 use self::pipeline::Pipeline;
 use super::call::{Call, Origin};
 use super::context::Context;
 use super::counters::{Counters, Method};
 use super::error::Error;
 use super::limits::MESSAGE_BYTES_MAX;
+use crate::proto::path::{PRODUCE_STREAM, SUBSCRIBE};
 use crate::proto::server as api;
 use crate::proto::server::log_service_server::{LogService, LogServiceServer};
 use crate::proto::stream::{self, Answered, Streams, WithStreams};
-
-const SUBSCRIBE: &str = "/quipu.v1.LogService/Subscribe";
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
