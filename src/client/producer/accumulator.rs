@@ -8,7 +8,7 @@
 //! * `taken + closed.len()` batches were closed so far.
 
 use std::collections::VecDeque;
-use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ pub(super) struct Accumulator {
     linger: Duration,
     partitioner: Arc<Partitioner>,
     state: Mutex<State>,
+    has_lane: AtomicBool,
     /// Wakes the lane: a batch was begun or closed, or the producer is being closed.
     changed: Notify,
     /// How many batches the lane is done with, whatever became of them.
@@ -54,7 +55,6 @@ struct State {
     usual_bytes: usize,
     /// Batches that the lane has taken.
     taken: u64,
-    has_lane: bool,
     is_ending: bool,
 }
 
@@ -78,6 +78,7 @@ impl Accumulator {
             linger: config.linger,
             partitioner,
             state: Mutex::default(),
+            has_lane: AtomicBool::new(false),
             changed: Notify::new(),
             done: watch::Sender::new(0),
         }
@@ -91,7 +92,12 @@ impl Accumulator {
         self.state.lock().expect("no one panics with an accumulator")
     }
 
-    /// Appends a record that takes `room`. Returns whether the partition needs a lane started.
+    /// True, once: whoever is told so starts the partition's lane.
+    pub(super) fn claim_lane(&self) -> bool {
+        !self.has_lane.load(Ordering::Relaxed) && !self.has_lane.swap(true, Ordering::Relaxed)
+    }
+
+    /// Appends a record that takes `room`.
     ///
     /// # Errors
     /// [`Error::Record`] if it is over a limit, [`Error::Closed`]: it was not appended.
@@ -100,7 +106,7 @@ impl Accumulator {
         record: &Record<'_>,
         room: usize,
         waiter: oneshot::Sender<Outcome>,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let mut state = self.state();
         if state.is_ending {
             return Err(Error::Closed);
@@ -118,12 +124,11 @@ impl Accumulator {
         if is_full {
             self.close_open(&mut state);
         }
-        let needs_lane = !mem::replace(&mut state.has_lane, true);
         drop(state);
         if is_first || is_full {
             self.changed.notify_one();
         }
-        Ok(needs_lane)
+        Ok(())
     }
 
     fn has_no_place(&self, open: &Closed, record: &Record<'_>) -> bool {
@@ -188,6 +193,17 @@ impl Accumulator {
         }
     }
 
+    /// Waits until there will be no more records and all that came were taken. Cancel safe.
+    pub(super) async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.state().has_ended() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Returns a batch, or until when the open one lingers, if one is open.
     fn try_next(&self, now: Instant) -> Result<Next, Option<Instant>> {
         let mut state = self.state();
@@ -201,6 +217,12 @@ impl Accumulator {
         }
         state.taken += 1;
         Ok(Next::Batch(state.closed.pop_front().expect("a batch was closed")))
+    }
+}
+
+impl State {
+    fn has_ended(&self) -> bool {
+        self.is_ending && self.open.is_none() && self.closed.is_empty()
     }
 }
 
@@ -232,7 +254,7 @@ mod tests {
         Accumulator::new(0, &config, Arc::new(Partitioner::new(1, 0)))
     }
 
-    fn append(accumulator: &Accumulator, value: &[u8]) -> Result<bool, Error> {
+    fn append(accumulator: &Accumulator, value: &[u8]) -> Result<(), Error> {
         let record = Record { value: Some(value), ..Default::default() };
         accumulator.append(&record, value.len(), oneshot::channel().0)
     }
@@ -247,8 +269,8 @@ mod tests {
     #[test]
     fn a_batch_is_closed_when_it_is_full() {
         let accumulator = accumulator(100, Duration::from_secs(60));
-        assert!(append(&accumulator, &[0; 40]).unwrap(), "the first record starts a lane");
-        assert!(!append(&accumulator, &[0; 40]).unwrap());
+        append(&accumulator, &[0; 40]).unwrap();
+        append(&accumulator, &[0; 40]).unwrap();
         assert_eq!(take(&accumulator, Instant::now()), None);
         append(&accumulator, &[0; 40]).unwrap();
         assert_eq!(take(&accumulator, Instant::now()), Some((2, 80)));

@@ -1,7 +1,8 @@
 //! The task that sends one partition's batches: over a [`link`] to the leader, again after a break.
 //!
-//! It runs from the partition's first record until the producer ends. What may be sent, and under
-//! which number, is the [`Window`]'s to say; here are time, retries and the network.
+//! It runs from the partition's first record, or from a little before, until the producer ends.
+//! What may be sent, and under which number, is the [`Window`]'s to say; here are time, retries and
+//! the network.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ use crate::proto::client::{ErrorReason, InitProducerRequest, ProducerStamp};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A lane that has nothing to send lets go of its stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a lane that begins tries to make the producer known before there is a batch to send.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Leader hints followed at once, before pauses begin.
 const HINTS_MAX: u32 = 2;
 /// How long to look for a leader before any node is asked to forward.
@@ -85,6 +88,9 @@ impl Lane {
 
     /// Runs until the producer ends and all its records are done with.
     pub(super) async fn run(mut self) {
+        if self.config.is_idempotent {
+            self.introduce().await;
+        }
         while self.has_work().await {
             if let Err(failure) = self.connect_and_send().await {
                 self.recover(failure).await;
@@ -130,6 +136,21 @@ impl Lane {
             self.is_hinted = client.note_failure(target, &route, &failure);
         }
         Err(failure)
+    }
+
+    /// Makes this producer known to the partition while its first batch is still being filled. If
+    /// that fails, the batch will see why.
+    async fn introduce(&mut self) {
+        let accumulator = self.accumulator.clone();
+        let timeout = INTRODUCTION_TIMEOUT.min(self.config.delivery_timeout);
+        tokio::select! {
+            asked = tokio::time::timeout(timeout, self.init_producer()) => {
+                if let Ok(Ok((identity, ended))) = asked {
+                    self.finish_all(|window| window.set_identity(identity, ended));
+                }
+            }
+            () = accumulator.ended() => {}
+        }
     }
 
     /// Makes this producer known to the partition, and keeps out what is left of earlier attempts.

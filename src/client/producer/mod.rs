@@ -209,7 +209,14 @@ impl Producer {
     /// # Cancel safety
     /// Cancelled while it waits for room, the record was not taken.
     pub async fn send(&self, record: &Record<'_>) -> Result<Delivery, Error> {
-        self.send_to(self.inner.partitioner.place(record.key), record).await
+        let partition = self.inner.partitioner.place(record.key);
+        if record.key.is_none()
+            && let Some(next) = self.inner.partitioner.ahead_of(partition)
+        {
+            // It makes the producer known there before the first batch is full.
+            self.inner.start_lane(next);
+        }
+        self.send_to(partition, record).await
     }
 
     /// Sends a record to a partition. See [`Producer::send`].
@@ -242,11 +249,9 @@ impl Producer {
         let permits = u32::try_from(room).expect("the buffer is smaller than 4 GiB");
         let permit = inner.room.acquire_many(permits).await.map_err(|_| Error::Closed)?;
         let (waiter, outcome) = oneshot::channel();
-        let needs_lane = accumulator.append(record, room, waiter)?;
+        accumulator.append(record, room, waiter)?;
         permit.forget();
-        if needs_lane {
-            inner.start_lane(accumulator.clone());
-        }
+        inner.start_lane(partition);
         Ok(Delivery { outcome })
     }
 
@@ -274,7 +279,13 @@ impl Producer {
 }
 
 impl Inner {
-    fn start_lane(&self, accumulator: Arc<Accumulator>) {
+    /// Starts the lane of a partition, unless it has one.
+    fn start_lane(&self, partition: u32) {
+        let accumulator = &self.accumulators[partition as usize];
+        if !accumulator.claim_lane() {
+            return;
+        }
+        let accumulator = accumulator.clone();
         let (client, config) = (self.client.clone(), self.config.clone());
         let (topic_id, links, room) =
             (self.topic_id.clone(), self.links.clone(), self.room.clone());

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub(super) struct Partitioner {
     partitions: u32,
+    /// Where records without a key go first.
+    first: u32,
     /// The partition that records without a key go to at present.
     turn: AtomicU32,
 }
@@ -17,7 +19,8 @@ impl Partitioner {
     /// If there are no partitions.
     pub(super) fn new(partitions: u32, first: u32) -> Self {
         assert!(partitions > 0, "a topic has partitions");
-        Self { partitions, turn: AtomicU32::new(first % partitions) }
+        let first = first % partitions;
+        Self { partitions, first, turn: AtomicU32::new(first) }
     }
 
     pub(super) fn partitions(&self) -> u32 {
@@ -32,9 +35,19 @@ impl Partitioner {
         }
     }
 
+    /// The partition to make ready for records without a key that now go to `partition`: the next
+    /// one, but for a producer that has filled no batch yet and may never.
+    pub(super) fn ahead_of(&self, partition: u32) -> Option<u32> {
+        (partition != self.first).then(|| self.after(partition))
+    }
+
+    fn after(&self, partition: u32) -> u32 {
+        (partition + 1) % self.partitions
+    }
+
     /// Moves on to the next partition when the present one's batch was closed.
     pub(super) fn on_batch_closed(&self, partition: u32) {
-        let next = (partition + 1) % self.partitions;
+        let next = self.after(partition);
         // Another thread may have moved on already; then its turn counts.
         let _ = self.turn.compare_exchange(partition, next, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -59,7 +72,9 @@ mod tests {
         assert_eq!(partitioner.place(None), 2);
         partitioner.on_batch_closed(1);
         assert_eq!(partitioner.place(None), 2, "another partition's batch is no reason");
+        assert_eq!(partitioner.ahead_of(2), None);
         partitioner.on_batch_closed(2);
         assert_eq!(partitioner.place(None), 0);
+        assert_eq!(partitioner.ahead_of(0), Some(1));
     }
 }
