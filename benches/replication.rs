@@ -23,8 +23,8 @@ use criterion::Criterion;
 use place::Place;
 use quipu::partition::{Acks, Ask, Batch, Handle, Replica, Response};
 use quipu::raft::{
-    Boot, Config, Durability, Frame, HardState, Input, Machine as _, Membership, Now, Outputs,
-    Reply, Route, Shard, TermStart,
+    Boot, Config, Durability, Frame, HardState, Input, Look, Machine as _, Membership, Now,
+    Outputs, Reply, Route, Shard, TermStart,
 };
 use quipu::storage::{self, Policy, Tip};
 use quipu::types::{NodeId, ReplicaId};
@@ -277,8 +277,10 @@ fn busy_laps(root: &Path, setup: &Setup) -> Vec<Duration> {
         .collect();
     append(&doors, &batches, 10);
     let is_asleep = |n: u128| {
-        let handles = cluster.handles.iter().map(|handles| &handles[n as usize]);
-        handles.into_iter().all(|handle| handle.status().is_quiescent)
+        (1..=3).all(|node| {
+            let look = cluster.host(NodeId(node)).inspect(partition(n)).unwrap();
+            matches!(look.blocking_recv().unwrap(), Look::Runs(found) if found.is_quiescent)
+        })
     };
     wait_for("sleep of the idle partitions", || {
         (BUSY..setup.partitions).all(is_asleep).then_some(())

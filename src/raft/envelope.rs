@@ -32,7 +32,8 @@ pub enum MessageKind {
     Snapshot = 9,
     /// Start an election at once.
     TimeoutNow = 10,
-    /// There is nothing to do: stop ticking until something happens.
+    /// All of the log is committed, and there is nothing to do: stop ticking until something
+    /// happens. To whom that does not apply it is a heartbeat.
     Quiesce = 11,
     /// The sending node is alive. Of no group.
     Alive = 12,
@@ -42,6 +43,8 @@ pub enum MessageKind {
     /// The entries; or, refused, the word that there is nothing to wait for, with what was asked:
     /// `index`, `commit`, `log_term` and `reject_hint`.
     RepairAnswer = 14,
+    /// To a leader that may sleep: nothing has come from it for a while, and this replica is awake.
+    Wake = 15,
 }
 
 impl MessageKind {
@@ -65,6 +68,7 @@ impl MessageKind {
             12 => Some(Self::Alive),
             13 => Some(Self::RepairAsk),
             14 => Some(Self::RepairAnswer),
+            15 => Some(Self::Wake),
             _ => Self::OF_RAFT.get(usize::from(byte).checked_sub(1)?).map(|(kind, _)| *kind),
         }
     }

@@ -36,8 +36,6 @@ pub struct Published {
     pub high_watermark: u64,
     /// First offset that is to be kept.
     pub log_start: u64,
-    /// Nothing happens in the group, and it does not tick.
-    pub is_quiescent: bool,
 }
 
 impl Published {
@@ -52,7 +50,6 @@ impl Published {
             committed_index: 0,
             high_watermark: 0,
             log_start: 0,
-            is_quiescent: false,
         }
     }
 }

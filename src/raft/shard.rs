@@ -388,7 +388,6 @@ impl<M: Machine> Shard<M> {
             committed_index,
             high_watermark,
             log_start: slot.machine.log_start(),
-            is_quiescent: group.is_quiescent(),
         };
         if slot.published != Some(published) {
             slot.published = Some(published);

@@ -6,6 +6,7 @@
 mod disks;
 mod groups;
 mod messages;
+mod quiescence;
 mod refusals;
 mod repair;
 mod support;

@@ -21,6 +21,8 @@ pub struct Inspection {
     pub persisted: u64,
     /// Highest index known to be committed.
     pub committed: u64,
+    /// Nothing happens in the group, and it does not tick.
+    pub is_quiescent: bool,
     /// It stopped by itself, and why.
     pub fault: Option<String>,
     /// What a leader knows of the others.
@@ -75,6 +77,7 @@ impl Group {
             membership: self.membership.clone(),
             persisted: self.persisted(),
             committed: self.committed(),
+            is_quiescent: self.is_quiescent,
             fault: self.fault.as_ref().map(ToString::to_string),
             followers,
         }

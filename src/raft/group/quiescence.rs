@@ -1,17 +1,27 @@
 //! Quiescence: a group in which nothing happens costs nothing.
 //!
-//! When a leader has had nothing to do for a while and all its followers have everything, it tells
+//! When a leader has had nothing to do for a tick and all its followers have everything, it tells
 //! them so and stops ticking, and they stop too: no heartbeats, no timeouts. In their place nodes
 //! tell each other that they are alive, once for all their groups. Whatever then happens to a group
 //! wakes it: a message, an ask, the death of a node that has a part in it.
 //!
+//! The word to sleep is also the news that all is committed, so that a batch which comes alone to
+//! its partition needs no heartbeat for that. It is said once and may be lost, and who has just
+//! been started does not know whose word it is. So a follower that is awake and hears nothing for
+//! half an election timeout asks its leader to wake, long before anybody seeks election: the leader
+//! says again what there is to say. Learners, and replicas that must not seek election, have no
+//! other way.
+//!
 //! Only time stands still for a quiescent group. Every promise about terms, votes and entries holds
-//! as before, so that two replicas that disagree about who sleeps lose time and nothing else: one
-//! that is awake and hears no leader asks for votes, and that wakes the others.
+//! as before, so that two replicas that disagree about who sleeps lose time and nothing else.
 
 use super::super::envelope::{Envelope, Lane, MessageKind};
+use super::super::error::Dropped;
 use super::{Group, Role};
 use crate::types::{NodeId, ReplicaId};
+
+/// Ticks after which a group sleeps that has nothing to do: not the one in which it last had.
+const IDLE_TICKS: u64 = 1;
 
 impl Group {
     /// True if the group does not tick.
@@ -27,41 +37,69 @@ impl Group {
         }
     }
 
+    /// Wakes up, if it leads, for a replica that missed its word.
+    pub(super) fn wake_for(&mut self, from: ReplicaId) -> Result<(), Dropped> {
+        if !self.membership.contains(from) {
+            return Err(Dropped::Stranger);
+        }
+        if self.role() == Role::Leader {
+            self.wake();
+        }
+        Ok(())
+    }
+
     /// Notes that a node is not heard of any more: a quiescent group in which it has a part has to
-    /// find out what that means. Followers of a leader there need not wait another timeout.
+    /// find out what that means. Followers of a leader there need not wait another timeout; a
+    /// leader sleeps again only if a quorum is left.
     pub fn node_died(&mut self, node: NodeId) {
-        if !self.is_quiescent || !self.membership.all().any(|replica| replica.node() == node) {
+        if !self.membership.all().any(|replica| replica.node() == node) {
             return;
         }
-        self.wake();
-        if self.leader().is_some_and(|leader| leader.node() == node) {
+        if self.role() == Role::Leader {
+            let progress = self.node.raft.mut_prs().iter_mut();
+            let there = progress.filter(|(id, _)| ReplicaId(**id).node() == node);
+            there.for_each(|(_, progress)| progress.recent_active = false);
+        } else if self.is_quiescent && self.leader().is_some_and(|leader| leader.node() == node) {
             self.node.raft.election_elapsed = self.config.election_ticks;
+        }
+        self.wake();
+    }
+
+    /// Asks the leader to wake if nothing has come from it for a while.
+    pub(super) fn look_for_leader(&mut self) {
+        assert_eq!(self.role(), Role::Follower, "{}: who leads looks for nobody", self.id);
+        let patience = (self.config.election_ticks / 2).max(1);
+        if !self.node.raft.election_elapsed.is_multiple_of(patience) {
+            return;
+        }
+        let is_asked = |id: &ReplicaId| match self.leader() {
+            Some(leader) => *id == leader,
+            None => *id != self.replica,
+        };
+        let asked: Vec<_> = self.membership.all().filter(is_asked).collect();
+        for to in asked {
+            // In no term: that of this replica may not be on its disk yet.
+            let envelope = Envelope::new(MessageKind::Wake, self.id, self.replica, to);
+            self.outbox.push((Lane::Control, envelope));
         }
     }
 
-    /// Lets the group sleep if there is nothing to stay awake for.
+    /// Lets the group sleep if there is nothing to stay awake for, and says so to its followers.
     pub(super) fn try_quiesce(&mut self) {
-        let idle_ticks = self.config.election_ticks as u64 / 2;
-        if self.ticks <= self.last_busy_tick + idle_ticks || !self.has_nothing_to_do() {
+        if self.ticks <= self.last_busy_tick + IDLE_TICKS || !self.has_nothing_to_do() {
             return;
         }
+        let (committed, last_index) = (self.committed(), self.last_index());
         assert_eq!(
-            self.committed(),
-            self.last_index(),
+            committed, last_index,
             "{}: a group sleeps when all of it is committed",
             self.id
         );
         self.fall_asleep();
-        let others: Vec<u64> = self
-            .node
-            .raft
-            .prs()
-            .iter()
-            .map(|(id, _)| *id)
-            .filter(|id| *id != self.replica.0)
-            .collect();
-        for to in others {
-            let envelope = self.quiesce(ReplicaId(to));
+        let others = self.membership.all().filter(|id| *id != self.replica);
+        for to in others.collect::<Vec<_>>() {
+            let mut envelope = Envelope::new(MessageKind::Quiesce, self.id, self.replica, to);
+            (envelope.term, envelope.index, envelope.commit) = (self.term(), last_index, committed);
             self.outbox.push((Lane::Control, envelope));
         }
     }
@@ -87,36 +125,36 @@ impl Group {
             && !self.membership.is_joint()
             && raft.lead_transferee.is_none()
             && raft.pending_read_count() == 0;
+        let is_active = |id: ReplicaId| {
+            id == self.replica || raft.prs().get(id.0).is_some_and(|p| p.recent_active)
+        };
         is_settled
-            && raft.prs().iter().all(|(id, progress)| {
-                let has_all = progress.matched == last_index
-                    && progress.committed_index == last_index
-                    && progress.recent_active;
-                *id == self.replica.0 || has_all
-            })
+            && self.had_by_all(|_| true) >= last_index
+            && self.membership.is_quorum(is_active)
     }
 
-    fn quiesce(&self, to: ReplicaId) -> Envelope {
-        let mut envelope = Envelope::new(MessageKind::Quiesce, self.id, self.replica, to);
-        envelope.term = self.term();
-        envelope.index = self.last_index();
-        envelope.commit = self.committed();
-        envelope
-    }
-
-    /// Follows a leader to sleep, if all it says is true here.
-    pub(super) fn follow_to_sleep(&mut self, envelope: &Envelope) {
+    /// Follows a leader to sleep, if all that it says is true here; false if not.
+    ///
+    /// All that its log holds is committed, and is on the disk of this replica as far as it knows.
+    /// If that is so, this is the same log.
+    pub(super) fn follow_to_sleep(&mut self, envelope: &Envelope) -> bool {
+        let last_index = self.last_index();
         let is_alike = envelope.term == self.term()
             && self.role() == Role::Follower
             && self.leader() == Some(envelope.from)
             && self.is_quiet()
-            && envelope.index == self.last_index()
-            && envelope.commit == self.committed()
-            && self.settled() == self.last_index();
+            && self.persisted() == last_index
+            && (envelope.index, envelope.commit) == (last_index, last_index)
+            && self.promise.is_none();
         if is_alike {
+            let committed = self.committed();
+            assert!(committed <= last_index, "{}: {committed} of {last_index} committed", self.id);
+            // What is new of this is applied with the next [`Self::advance`].
+            self.node.raft.raft_log.commit_to(last_index);
             self.fall_asleep();
             // The leader was heard of just now: what asks for votes next has to wait for its time.
             self.node.raft.election_elapsed = 0;
         }
+        is_alike
     }
 }

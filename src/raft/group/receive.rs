@@ -28,14 +28,20 @@ impl Group {
         if is_lesser && self.last_index() == 0 {
             return Err(Dropped::Promised);
         }
-        let kind = envelope.kind;
-        if kind == MessageKind::TimeoutNow && !self.may_campaign() {
+        if envelope.kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Err(Dropped::Busy);
         }
-        if kind == MessageKind::Quiesce {
-            self.follow_to_sleep(&envelope);
-            return Ok(());
+        if envelope.kind == MessageKind::Quiesce {
+            if self.follow_to_sleep(&envelope) {
+                return Ok(());
+            }
+            // Who cannot sleep may not know that leader yet.
+            envelope.kind = MessageKind::Heartbeat;
         }
+        if envelope.kind == MessageKind::Wake {
+            return self.wake_for(envelope.from);
+        }
+        let kind = envelope.kind;
         if !matches!(kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse) {
             self.last_busy_tick = self.ticks;
         }
@@ -78,7 +84,7 @@ impl Group {
             MessageKind::Append => {
                 envelope.index < u64::MAX && (envelope.log_term == 0) == (envelope.index == 0)
             }
-            MessageKind::Heartbeat => envelope.commit <= last_index,
+            MessageKind::Heartbeat | MessageKind::Quiesce => envelope.commit <= last_index,
             MessageKind::AppendResponse => {
                 envelope.index <= last_index && envelope.reject_hint <= envelope.index
             }

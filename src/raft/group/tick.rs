@@ -22,6 +22,7 @@ impl Group {
             tracing::error!(group = %self.id, promise = ?self.promise, "nobody leads it on");
             self.incidents.promises_in_vain += 1;
         }
+        let elapsed = self.node.raft.election_elapsed;
         if self.role() == Role::Leader {
             self.tick_leader(now_ms);
         } else if self.may_campaign() {
@@ -30,6 +31,9 @@ impl Group {
         } else if self.promise.is_some() || self.ticks < self.stands_back_until_tick {
             // It does not seek election. Once its leader has been silent for long, others may.
             self.node.raft.election_elapsed += 1;
+        }
+        if self.role() == Role::Follower && self.node.raft.election_elapsed > elapsed {
+            self.look_for_leader();
         }
         if self.ticks > self.snapshot_until_tick {
             self.node.mut_store().forget_snapshot();
@@ -51,6 +55,10 @@ impl Group {
     }
 
     fn tick_leader(&mut self, now_ms: i64) {
+        self.try_quiesce();
+        if self.is_quiescent {
+            return;
+        }
         self.draw_election_timeout();
         self.node.tick();
         self.give_up_snapshots();
@@ -61,7 +69,6 @@ impl Group {
         if self.ticks - oldest >= self.config.slow_disk_ticks {
             self.incidents.slow_disk_hand_overs += u64::from(self.hand_over(0));
         }
-        self.try_quiesce();
     }
 
     /// Ends a change of voters, whoever began it. A leader that is to go hands over first: were it
