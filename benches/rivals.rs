@@ -31,12 +31,16 @@ use quipu::proto::client::CreateTopicRequest;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-const KEPT_BYTES: usize = 256 << 20;
+/// What each of the sixteen partitions keeps.
+const FEW_KEPT_BYTES: usize = 16 << 20;
 const LOAD: Load = Load { streams: 16, connections: 32, record_bytes: 1024, in_flight: 4_096 };
 const LAP: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 7;
 /// Partitions that together are to be about as fast as sixteen.
 const MANY: u32 = 1_000;
+/// What each of them keeps. Before they are measured they have taken this twice over, as the
+/// sixteen have by then: new files are slower to write than those that are used again.
+const MANY_KEPT_BYTES: usize = 1 << 20;
 
 fn main() {
     processes::play_a_part(&[]);
@@ -44,22 +48,28 @@ fn main() {
     let place = Place::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let nodes = Nodes::start(&runtime, place.path(), 3);
-    let few = producers(&runtime, &nodes, "few", LOAD.streams as u32);
+    let few = producers(&runtime, &nodes, "few", LOAD.streams as u32, FEW_KEPT_BYTES);
     beside_others(&mut board, &place, &runtime, &few);
-    let many = producers(&runtime, &nodes, "many", MANY);
+    let many = producers(&runtime, &nodes, "many", MANY, MANY_KEPT_BYTES);
+    fill(&runtime, &many);
     beside_itself(&mut board, &runtime, [&few, &many]);
     board.print();
 }
 
 /// Clients with a connection each, that send to a topic.
-fn producers(runtime: &Runtime, nodes: &Nodes, topic: &str, partitions: u32) -> Vec<Producer> {
+fn producers(
+    runtime: &Runtime,
+    nodes: &Nodes,
+    topic: &str,
+    partitions: u32,
+    kept_bytes: usize,
+) -> Vec<Producer> {
     let client = nodes.client(runtime);
-    let kept = KEPT_BYTES as u64 / u64::from(partitions);
     let request = CreateTopicRequest {
         name: topic.to_owned(),
         partitions,
         replicas: 3,
-        config: [("retention_bytes".to_owned(), kept.max(1 << 20).to_string())].into(),
+        config: [("retention_bytes".to_owned(), kept_bytes.to_string())].into(),
         ..CreateTopicRequest::default()
     };
     runtime.block_on(client.create_topic(request)).unwrap();
@@ -83,6 +93,16 @@ async fn meet_all(producer: Producer) {
     }
     for delivery in waiting {
         delivery.await.unwrap();
+    }
+}
+
+/// Sends so much that all partitions drop old segments.
+fn fill(runtime: &Runtime, producers: &[Producer]) {
+    let records = 2 * MANY_KEPT_BYTES * MANY as usize / LOAD.record_bytes;
+    let mut sent = 0;
+    while sent < records {
+        println!("filling {MANY} partitions: {}%", 100 * sent / records);
+        sent += runtime.block_on(send(producers, LOAD, LAP)).operations as usize;
     }
 }
 
