@@ -281,6 +281,8 @@ impl Failure {
         match self.code {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Repeat::Risky,
             Code::Unknown | Code::Aborted => Repeat::Risky,
+            // A connection that has too many calls at a time refuses more before it looks at them.
+            Code::ResourceExhausted => Repeat::Harmless,
             _ if self.retry_after.is_some() => Repeat::Harmless,
             _ => Repeat::Useless,
         }

@@ -60,6 +60,13 @@ pub(crate) struct Partition {
     producers: HashMap<u64, Producer>,
 }
 
+impl Partition {
+    /// How many producers have made themselves known.
+    pub(crate) fn producers(&self) -> usize {
+        self.producers.len()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Producer {
     producer_epoch: u32,

@@ -45,6 +45,16 @@ async fn send_numbers(producer: &Producer, count: usize) -> Vec<Result<u64, Erro
     fates
 }
 
+async fn eventually(is_so: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it is not so");
+}
+
 fn numbered(n: usize) -> String {
     format!("record {n:06}")
 }
@@ -104,6 +114,28 @@ async fn records_of_a_key_stay_together_and_others_are_spread() {
 }
 
 /// More than the streams that a connection may have.
+/// The first batch of a partition need not wait until the producer is known there.
+#[tokio::test]
+async fn a_producer_makes_itself_known_while_a_batch_is_filled() {
+    let fake = Fake::start(4).await;
+    let config = ProducerConfig { linger: Duration::from_secs(3600), ..config() };
+    let producer = fake.client().producer(config).await.unwrap();
+    let known = || fake.state().partitions.iter().filter(|one| one.producers() > 0).count();
+    let record = Record { value: Some(&[0; 60]), ..Default::default() };
+    let first = producer.send(&record).await.unwrap();
+    eventually(|| known() == 1).await;
+    assert!(fake.state().seen.is_empty(), "the batch is still being filled");
+    let second = producer.send(&record).await.unwrap();
+    let place = first.await.unwrap().partition;
+    assert_eq!(known(), 1, "one batch may be all that there is");
+    let third = producer.send(&record).await.unwrap();
+    eventually(|| known() == 3).await;
+    assert_eq!(fake.state().seen.len(), 1, "the next partition is made ready ahead");
+    producer.close().await;
+    assert_eq!(second.await.unwrap().partition, place);
+    assert_eq!(third.await.unwrap().partition, (place + 1) % 4);
+}
+
 #[tokio::test]
 async fn partitions_of_a_node_share_a_stream() {
     let fake = Fake::start(300).await;

@@ -29,6 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a lane that begins tries to make the producer known before there is a batch to send.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Lanes of a producer that do so at a time. Were a thousand to begin at once, all but the first
+/// would still wait when their batches are full.
+pub(super) const INTRODUCTIONS_MAX: usize = 8;
 /// Leader hints followed at once, before pauses begin.
 const HINTS_MAX: u32 = 2;
 /// How long to look for a leader before any node is asked to forward.
@@ -46,6 +49,7 @@ pub(super) struct Lane {
     links: Arc<Links>,
     window: Window,
     room: Arc<Semaphore>,
+    introductions: Arc<Semaphore>,
     /// The accumulator has said that there will be no more.
     has_ended: bool,
     backoff: Backoff,
@@ -66,7 +70,7 @@ impl Lane {
         topic_id: Arc<str>,
         accumulator: Arc<Accumulator>,
         links: Arc<Links>,
-        room: Arc<Semaphore>,
+        [room, introductions]: [Arc<Semaphore>; 2],
     ) -> Self {
         let window = Window::new(config.batches_in_flight, config.is_idempotent);
         Self {
@@ -77,6 +81,7 @@ impl Lane {
             links,
             window,
             room,
+            introductions,
             has_ended: false,
             backoff: Backoff::new(),
             hints: 0,
@@ -141,6 +146,8 @@ impl Lane {
     /// Makes this producer known to the partition while its first batch is still being filled. If
     /// that fails, the batch will see why.
     async fn introduce(&mut self) {
+        let introductions = self.introductions.clone();
+        let Ok(_permit) = introductions.try_acquire() else { return };
         let accumulator = self.accumulator.clone();
         let timeout = INTRODUCTION_TIMEOUT.min(self.config.delivery_timeout);
         tokio::select! {

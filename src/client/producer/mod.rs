@@ -24,7 +24,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, oneshot};
 
 use self::accumulator::Accumulator;
-use self::lane::Lane;
+use self::lane::{INTRODUCTIONS_MAX, Lane};
 use self::link::Links;
 use self::partitioner::Partitioner;
 use super::retry::random_fraction;
@@ -163,6 +163,7 @@ struct Inner {
     links: Arc<Links>,
     /// Room for records, in bytes.
     room: Arc<Semaphore>,
+    introductions: Arc<Semaphore>,
 }
 
 impl Client {
@@ -185,6 +186,7 @@ impl Client {
                 accumulators: (0..partitions).map(accumulator).collect(),
                 links: Arc::default(),
                 room: Arc::new(Semaphore::new(config.buffer_bytes)),
+                introductions: Arc::new(Semaphore::new(INTRODUCTIONS_MAX)),
                 partitioner,
                 config,
             }),
@@ -287,9 +289,9 @@ impl Inner {
         }
         let accumulator = accumulator.clone();
         let (client, config) = (self.client.clone(), self.config.clone());
-        let (topic_id, links, room) =
-            (self.topic_id.clone(), self.links.clone(), self.room.clone());
-        tokio::spawn(Lane::new(client, config, topic_id, accumulator, links, room).run());
+        let (topic_id, links) = (self.topic_id.clone(), self.links.clone());
+        let permits = [self.room.clone(), self.introductions.clone()];
+        tokio::spawn(Lane::new(client, config, topic_id, accumulator, links, permits).run());
     }
 
     fn unknown_partition(&self, partition: u32) -> Error {
