@@ -223,8 +223,8 @@ impl Disk {
         if hints.is_empty() {
             return Ok(());
         }
-        match self.dir.journal().record(hints) {
-            Ok(_) | Err(storage::Error::NoSpace { .. }) => Ok(()),
+        match self.dir.journal().note(hints) {
+            Ok(()) | Err(storage::Error::NoSpace { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

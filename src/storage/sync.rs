@@ -7,8 +7,9 @@
 //! place of many.
 //!
 //! Invariants:
-//! * A token is reported only after everything that was appended to its log and recorded in the
-//!   journal before the request is on disk.
+//! * A token is reported only after everything that was appended to its log and
+//!   [recorded](super::Journal::record) in the journal before the request is on disk; one of no log
+//!   also after what was only [noted](super::Journal::note) there.
 //! * Waiting requests are bounded by the number of logs and tokens in flight: the same log takes
 //!   one place however often it is asked for.
 //! * After a failed sync no round succeeds again.
@@ -263,6 +264,7 @@ struct State {
 #[derive(Default)]
 struct Round {
     logs: BTreeMap<LogId, Arc<LogSync>>,
+    wants_journal: bool,
     tokens: Vec<u64>,
 }
 
@@ -306,8 +308,9 @@ impl Syncer {
     pub fn submit_all(&self, requests: impl IntoIterator<Item = SyncRequest>) {
         let mut state = self.core.lock();
         for request in requests {
-            if let Some(log) = request.log {
-                state.waiting.logs.insert(log.log, log);
+            match request.log {
+                Some(log) => drop(state.waiting.logs.insert(log.log, log)),
+                None => state.waiting.wants_journal = true,
             }
             state.waiting.tokens.push(request.token);
         }
@@ -386,9 +389,10 @@ impl Core {
         } else {
             logs.into_iter().map(Task::Log).collect()
         };
-        if tasks.is_empty() || self.context.journal.is_dirty() {
+        if round.wants_journal || self.context.journal.owes_sync() {
             tasks.push(Task::Journal);
         }
+        assert!(!tasks.is_empty(), "who asks for a sync names a log, or means the journal");
         state.running = Some(Running { tasks, busy: 0, tokens: round.tokens, error: None });
         true
     }

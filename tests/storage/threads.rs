@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use quipu::storage::fs::os::OsFs;
 use quipu::storage::fs::sim::SimFs;
-use quipu::storage::{Access, Config, DataDir, Error, Log, SyncRequest, Tip};
+use quipu::storage::{Access, Change, Config, DataDir, Error, FactKind, Log, SyncRequest, Tip};
 use quipu::types::LogId;
 use uuid::Uuid;
 
@@ -179,6 +179,34 @@ fn rounds_without_threads_run_on_the_caller() {
     syncer.submit(SyncRequest { log: Some(log.syncer_handle()), token: 6 });
     assert!(syncer.run_round());
     assert_eq!((seen.load(Ordering::Relaxed), log.synced_index()), (11, 1));
+}
+
+#[test]
+fn the_sync_of_a_log_waits_for_what_is_recorded_and_not_for_what_is_noted() {
+    let fs = SimFs::new();
+    let (dir, mut log) = new_log(&fs);
+    let syncer = dir.start_syncer(Box::new(|round| assert!(round.is_ok())));
+    let vote = [Change {
+        log: log.id(),
+        kind: FactKind::HardState,
+        value: Some(bytes::Bytes::from_static(b"a vote")),
+    }];
+    let mut round = |of_log: bool| {
+        append(&mut log, 1, 10).unwrap();
+        let log = of_log.then(|| log.syncer_handle());
+        syncer.submit(SyncRequest { log, token: 1 });
+        assert!(syncer.run_round());
+    };
+    round(false);
+    dir.journal().note(&vote).unwrap();
+    round(true);
+    assert!(dir.journal().is_dirty(), "nobody waits for it");
+    dir.journal().record(&vote).unwrap();
+    round(true);
+    assert!(!dir.journal().is_dirty());
+    dir.journal().note(&vote).unwrap();
+    round(false);
+    assert!(!dir.journal().is_dirty(), "it was asked for");
 }
 
 #[test]

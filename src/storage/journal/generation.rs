@@ -137,7 +137,8 @@ pub(super) fn write_generation(
     assert_eq!(read_back.sequence, snapshot_end, "the journal read back ends where it was written");
     let files = <[_; 2]>::try_from(files).expect("there is a file for each copy");
     let position = bytes.len() as u64;
-    Ok(State { head, files, position, allocated: position, sequence: snapshot_end, facts })
+    let (allocated, sequence, promised) = (position, snapshot_end, snapshot_end);
+    Ok(State { head, files, position, allocated, sequence, promised, facts })
 }
 
 fn write_copy(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<Arc<dyn File>> {

@@ -62,6 +62,8 @@ struct State {
     allocated: u64,
     /// Sequence of the last frame.
     sequence: u64,
+    /// Sequence of the last frame that somebody may wait for.
+    promised: u64,
     facts: BTreeMap<(LogId, FactKind), Bytes>,
 }
 
@@ -181,8 +183,26 @@ impl Journal {
     /// A full disk refuses and changes nothing. Any other error is final for the data directory:
     /// whether the changes will be found after a restart is unknown.
     pub fn record(&self, changes: &[Change]) -> Result<u64> {
-        self.failure.check()?;
         let mut state = self.lock_state();
+        self.write(&mut state, changes)?;
+        state.promised = state.sequence;
+        Ok(state.sequence)
+    }
+
+    /// Writes changes that nobody waits for, as [`Self::record`] does: with a thousand logs there
+    /// are some at any time, and syncs of the logs need not wait for them.
+    ///
+    /// DURABILITY: they become durable with whatever is recorded after them, or when somebody syncs
+    /// the journal because it [is dirty](Self::is_dirty).
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn note(&self, changes: &[Change]) -> Result<()> {
+        self.write(&mut self.lock_state(), changes)
+    }
+
+    fn write(&self, state: &mut State, changes: &[Change]) -> Result<()> {
+        self.failure.check()?;
         let mut bytes = Vec::new();
         let synced = self.synced.load(Ordering::Acquire);
         assert!(
@@ -194,7 +214,7 @@ impl Journal {
             let sequence = state.sequence + n;
             format::encode_frame(&mut bytes, state.head.seed(), sequence, synced, change);
         }
-        self.allocate(&mut state, bytes.len() as u64)?;
+        self.allocate(state, bytes.len() as u64)?;
         for (file, copy) in state.files.iter().zip(COPIES) {
             let path = copy_path(&self.dir, state.head.generation, copy);
             let written = file.write_at(&[IoSlice::new(&bytes)], state.position);
@@ -211,7 +231,7 @@ impl Journal {
         for change in changes {
             apply(&mut state.facts, change);
         }
-        Ok(state.sequence)
+        Ok(())
     }
 
     /// Records that nothing is known about `log` any more.
@@ -236,6 +256,13 @@ impl Journal {
     /// Highest sequence known to be durable.
     pub fn synced_sequence(&self) -> u64 {
         self.synced.load(Ordering::Acquire)
+    }
+
+    /// True if changes wait for a sync that somebody may wait for.
+    pub(super) fn owes_sync(&self) -> bool {
+        let state = self.lock_state();
+        assert!(state.promised <= state.sequence, "nobody waits for what was not recorded");
+        state.promised > self.synced_sequence()
     }
 
     /// True if changes wait for a sync.
@@ -375,6 +402,22 @@ mod tests {
         let journal = open(&fs).unwrap();
         assert_eq!(value(&journal, 1), Some(Bytes::from_static(b"one")));
         assert_eq!(value(&journal, 2), Some(Bytes::from_static(b"two")));
+    }
+
+    #[test]
+    fn a_note_is_owed_to_nobody_and_durable_with_what_is() {
+        let fs = SimFs::new();
+        let journal = open(&fs).unwrap();
+        journal.note(&[vote(1, "one")]).unwrap();
+        assert!(journal.is_dirty() && !journal.owes_sync());
+        journal.record(&[vote(2, "two")]).unwrap();
+        journal.note(&[vote(3, "three")]).unwrap();
+        assert!(journal.owes_sync());
+        journal.sync().unwrap();
+        assert!(!journal.is_dirty() && !journal.owes_sync());
+        fs.power_cut(|_| false);
+        let journal = open(&fs).unwrap();
+        assert_eq!(value(&journal, 1), Some(Bytes::from_static(b"one")));
     }
 
     #[test]
