@@ -280,9 +280,8 @@ impl Failure {
     fn repeat_by_code(&self) -> Repeat {
         match self.code {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Repeat::Risky,
-            Code::Unknown | Code::Aborted => Repeat::Risky,
-            // A connection that has too many calls at a time refuses more before it looks at them.
-            Code::ResourceExhausted => Repeat::Harmless,
+            // A connection that has too many calls at a time refuses more.
+            Code::Unknown | Code::Aborted | Code::ResourceExhausted => Repeat::Risky,
             _ if self.retry_after.is_some() => Repeat::Harmless,
             _ => Repeat::Useless,
         }

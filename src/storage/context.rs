@@ -21,6 +21,8 @@ use crate::types::LogId;
 pub(super) const RESERVE: &str = "reserve";
 /// Segments that one call looks at to find some to close.
 const STEPS_MAX: usize = 64;
+/// Segments among which it is not worth to look for those that are gone.
+const SWEEP_MIN: usize = 64;
 
 /// Shared by every log of a data directory.
 #[derive(Debug)]
@@ -137,6 +139,8 @@ pub(super) struct OpenSegments {
 struct Clock {
     segments: Vec<Weak<Segment>>,
     hand: usize,
+    /// How many there have to be for a look at which are gone.
+    sweep_from: usize,
 }
 
 impl OpenSegments {
@@ -147,7 +151,7 @@ impl OpenSegments {
     /// Notes that `segment` was opened and closes others while there are too many.
     pub(super) fn note_opened(&self, segment: &Arc<Segment>) {
         let mut clock = self.lock();
-        clock.segments.push(Arc::downgrade(segment));
+        clock.note(Arc::downgrade(segment));
         assert!(!clock.segments.is_empty(), "the clock has the segment that was just opened");
         clock.trim(self.max);
     }
@@ -163,6 +167,16 @@ impl OpenSegments {
 }
 
 impl Clock {
+    /// Takes a segment, and forgets those that are gone whenever there are twice as many as the
+    /// last time: what was removed would keep its memory here, and take the place of others.
+    fn note(&mut self, segment: Weak<Segment>) {
+        if self.segments.len() >= self.sweep_from {
+            self.segments.retain(|segment| segment.strong_count() > 0);
+            self.sweep_from = SWEEP_MIN.max(2 * self.segments.len());
+        }
+        self.segments.push(segment);
+    }
+
     /// Closes what is idle while there are too many. Looks at a bounded number a call: where most
     /// are dirty, going round them all each time would be quadratic.
     fn trim(&mut self, max: usize) {
@@ -181,6 +195,20 @@ impl Clock {
             self.hand += 1;
         } else {
             self.segments.swap_remove(self.hand);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_that_are_gone_are_forgotten() {
+        let mut clock = Clock::default();
+        for _ in 0..10_000 {
+            clock.note(Weak::new());
+            assert!(clock.segments.len() <= SWEEP_MIN, "{} are kept", clock.segments.len());
         }
     }
 }

@@ -113,7 +113,6 @@ async fn records_of_a_key_stay_together_and_others_are_spread() {
     assert_eq!(all, numbers(300));
 }
 
-/// More than the streams that a connection may have.
 /// The first batch of a partition need not wait until the producer is known there.
 #[tokio::test]
 async fn a_producer_makes_itself_known_while_a_batch_is_filled() {
@@ -136,6 +135,7 @@ async fn a_producer_makes_itself_known_while_a_batch_is_filled() {
     assert_eq!(third.await.unwrap().partition, (place + 1) % 4);
 }
 
+/// More than the streams that a connection may have.
 #[tokio::test]
 async fn partitions_of_a_node_share_a_stream() {
     let fake = Fake::start(300).await;

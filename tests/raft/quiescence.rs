@@ -224,3 +224,25 @@ fn a_group_sleeps_although_one_of_three_is_away() {
     assert_eq!(sleep(&cluster), [true; 3]);
     cluster.assert_alike();
 }
+
+/// Nothing that was heard before the sleep counts any more, and the time since when is not known.
+#[test]
+fn a_leader_that_wakes_has_time_to_hear_the_others() {
+    for records in 0..12 {
+        let (mut cluster, leader) = asleep();
+        for ticket in 0..records {
+            cluster.node(leader).append(ticket, b"one");
+            cluster.run(A_WHILE_MS);
+        }
+        let [away, restarted] = others(leader);
+        cluster.cut.insert(away);
+        cluster.run(ELECTION_TIMEOUTS_MS);
+        assert!(cluster.node(leader).group().is_quiescent());
+        let term = cluster.node(leader).group().term();
+        let fs = cluster.node(restarted).fs.clone();
+        cluster.restart(restarted, &fs).unwrap();
+        cluster.run(ELECTION_TIMEOUTS_MS);
+        assert_eq!(cluster.leader(), Some(leader), "after {records} records");
+        assert_eq!(cluster.node(leader).group().term(), term, "after {records} records");
+    }
+}

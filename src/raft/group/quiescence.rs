@@ -59,6 +59,10 @@ impl Group {
             let progress = self.node.raft.mut_prs().iter_mut();
             let there = progress.filter(|(id, _)| ReplicaId(**id).node() == node);
             there.for_each(|(_, progress)| progress.recent_active = false);
+            if self.is_quiescent {
+                // The others have a whole timeout to show that they are a quorum.
+                self.node.raft.election_elapsed = 0;
+            }
         } else if self.is_quiescent && self.leader().is_some_and(|leader| leader.node() == node) {
             self.node.raft.election_elapsed = self.config.election_ticks;
         }

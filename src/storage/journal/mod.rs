@@ -258,14 +258,14 @@ impl Journal {
         self.synced.load(Ordering::Acquire)
     }
 
-    /// True if changes wait for a sync that somebody may wait for.
-    pub(super) fn owes_sync(&self) -> bool {
+    /// True if [recorded](Self::record) changes wait for a sync.
+    pub fn owes_sync(&self) -> bool {
         let state = self.lock_state();
         assert!(state.promised <= state.sequence, "nobody waits for what was not recorded");
         state.promised > self.synced_sequence()
     }
 
-    /// True if changes wait for a sync.
+    /// True if any changes wait for a sync, [noted](Self::note) ones among them.
     pub fn is_dirty(&self) -> bool {
         self.lock_state().sequence > self.synced_sequence()
     }

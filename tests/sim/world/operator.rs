@@ -130,7 +130,7 @@ impl World {
                 let value = journal.get(group, FactKind::Membership);
                 let found = value.and_then(|value| Membership::decode(&value));
                 let has_it = found.is_some_and(|found| found.index >= membership.index);
-                (has_it || membership.index == 0) && !journal.is_dirty()
+                (has_it || membership.index == 0) && !journal.owes_sync()
             })
         })
     }
