@@ -28,6 +28,18 @@ fn asleep() -> (Cluster, u64) {
     (cluster, leader)
 }
 
+/// A group that slept and whose leader alone knows that one more entry is committed; and the index
+/// of the last entry before it.
+fn just_committed() -> (Cluster, u64, u64) {
+    let (mut cluster, leader) = asleep();
+    let before = cluster.node(leader).group().last_index();
+    cluster.node(leader).append(1, b"one");
+    while cluster.node(leader).group().committed() == before {
+        cluster.run(10);
+    }
+    (cluster, leader, before)
+}
+
 #[test]
 fn the_word_to_sleep_is_the_news_of_the_commit() {
     let (mut cluster, leader) = asleep();
@@ -43,16 +55,9 @@ fn the_word_to_sleep_is_the_news_of_the_commit() {
 /// The follower that was not told finds out when it misses its leader, and nobody else leads.
 #[test]
 fn who_misses_the_word_to_sleep_wakes_the_leader() {
-    let (mut cluster, leader) = asleep();
-    let (before, term) = {
-        let group = cluster.node(leader).group();
-        (group.last_index(), group.term())
-    };
+    let (mut cluster, leader, before) = just_committed();
+    let term = cluster.node(leader).group().term();
     let [deaf, _] = others(leader);
-    cluster.node(leader).append(1, b"one");
-    while cluster.node(leader).group().committed() == before {
-        cluster.run(10);
-    }
     cluster.cut.insert(deaf);
     cluster.run(A_WHILE_MS);
     assert!(cluster.node(leader).group().is_quiescent(), "it cannot know");
@@ -142,15 +147,8 @@ fn who_does_not_know_the_leader_takes_its_word_for_a_heartbeat() {
 /// would elect another.
 #[test]
 fn a_leader_whose_word_nobody_heard_stays_leader() {
-    let (mut cluster, leader) = asleep();
-    let (before, term) = {
-        let group = cluster.node(leader).group();
-        (group.last_index(), group.term())
-    };
-    cluster.node(leader).append(1, b"one");
-    while cluster.node(leader).group().committed() == before {
-        cluster.run(10);
-    }
+    let (mut cluster, leader, before) = just_committed();
+    let term = cluster.node(leader).group().term();
     cluster.mute.insert(leader);
     cluster.run(A_WHILE_MS);
     cluster.mute.clear();

@@ -94,6 +94,7 @@ impl Accumulator {
 
     /// True, once: whoever is told so starts the partition's lane.
     pub(super) fn claim_lane(&self) -> bool {
+        // Asked for each record: a swap alone would write every time.
         !self.has_lane.load(Ordering::Relaxed) && !self.has_lane.swap(true, Ordering::Relaxed)
     }
 
