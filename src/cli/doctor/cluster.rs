@@ -2,15 +2,21 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::Finding;
 use crate::cli::output::bytes;
 use crate::client::{Client, ClientConfig, Error};
 use crate::proto::client::{
-    DescribeClusterResponse, DescribeNodeResponse, Node, NodeState, Partition,
+    DescribeClusterResponse, DescribeNodeResponse, Node, NodeState, Partition, Topic,
 };
 
 /// How long one node may take.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait, in all, for leaders that are missing: leadership that is handed over or voted
+/// for has no leader meanwhile, and that is no problem.
+const ELECTION: Duration = Duration::from_secs(4);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Clocks that differ by more mix up the times of records.
 const CLOCKS_MS: i64 = 500;
 
@@ -34,7 +40,9 @@ struct Answer {
 /// # Errors
 /// If no node can be reached.
 pub(super) async fn look(client: &Client) -> Result<Seen, Error> {
-    let cluster = client.describe_cluster().await?;
+    let mut elections = Elections { patience: ELECTION, until: None };
+    let has_leader = |cluster: &DescribeClusterResponse| cluster.metadata_leader != 0;
+    let cluster = elections.wait(async || client.describe_cluster().await, has_leader).await?;
     let mut findings = of_cluster(&cluster);
     let mut answers = Vec::new();
     for node in &cluster.nodes {
@@ -54,13 +62,41 @@ pub(super) async fn look(client: &Client) -> Result<Seen, Error> {
     findings.extend(of_clocks(&answers));
     let mut partitions = 0;
     for topic in client.list_topics("").await? {
+        let describe = async || client.describe_topic(&topic.name).await;
+        let has_leaders = |topic: &Topic| topic.partitions.iter().all(|p| p.leader != 0);
         // A topic that was deleted meanwhile needs no looking at.
-        let Ok(topic) = client.describe_topic(&topic.name).await else { continue };
+        let Ok(topic) = elections.wait(describe, has_leaders).await else { continue };
         partitions += topic.partitions.len();
         let of = |partition| of_partition(&topic.name, partition, &cluster.nodes);
         findings.extend(topic.partitions.iter().flat_map(of));
     }
     Ok(Seen { nodes: cluster.nodes.len(), partitions, findings })
+}
+
+/// The patience with elections that go on, one for all that is looked at.
+#[derive(Debug)]
+struct Elections {
+    patience: Duration,
+    /// Known since the first leader was missed.
+    until: Option<Instant>,
+}
+
+impl Elections {
+    /// The answer to `ask`, which is asked again until all has a leader or patience is at its end.
+    async fn wait<T>(
+        &mut self,
+        ask: impl AsyncFn() -> Result<T, Error>,
+        has_leader: impl Fn(&T) -> bool,
+    ) -> Result<T, Error> {
+        loop {
+            let answer = ask().await?;
+            let now = Instant::now();
+            if has_leader(&answer) || now >= *self.until.get_or_insert(now + self.patience) {
+                return Ok(answer);
+            }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
 }
 
 async fn ask(node: &Node) -> Result<Answer, Error> {
@@ -243,6 +279,17 @@ mod tests {
 
     fn answer(ahead_ms: i64, within_ms: i64) -> Answer {
         Answer { said: said(1), ahead_ms, within_ms }
+    }
+
+    #[tokio::test]
+    async fn leaders_that_change_are_waited_for_and_those_that_are_missing_only_once() {
+        let mut elections = Elections { patience: 3 * ASK_AGAIN_AFTER, until: None };
+        let asked = std::cell::Cell::new(0);
+        let ask = async || Ok(asked.replace(asked.get() + 1));
+        assert_eq!(elections.wait(ask, |n| *n == 1).await.unwrap(), 1);
+        assert!(elections.wait(ask, |_| false).await.unwrap() > 2);
+        let all = asked.get();
+        assert_eq!(elections.wait(ask, |_| false).await.unwrap(), all, "patience is at its end");
     }
 
     #[test]
