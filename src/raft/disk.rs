@@ -39,6 +39,8 @@ pub struct Disk {
     logs: FxHashMap<LogId, Log>,
     /// Work that waits for space, the oldest first.
     stalled: BTreeMap<LogId, VecDeque<Persist>>,
+    /// What is to be recorded in passing, for each group the last it said.
+    hints: BTreeMap<LogId, Change>,
     /// Logs that were written to since their watermark was recorded.
     written: BTreeSet<LogId>,
     /// Logs that took more than they may when that was looked at.
@@ -58,6 +60,7 @@ impl Disk {
             dir,
             logs: FxHashMap::default(),
             stalled: BTreeMap::new(),
+            hints: BTreeMap::new(),
             written: BTreeSet::new(),
             shrinking: BTreeSet::new(),
             wounds: BTreeMap::new(),
@@ -128,12 +131,7 @@ impl Disk {
     /// # Errors
     /// As [`Log::truncate_suffix`].
     pub fn rewind<M: Machine>(&mut self, group: LogId, index: u64) -> Result<(), OpenError> {
-        self.stalled.remove(&group);
-        self.wounds.remove(&group);
-        self.passed_over.remove(&group);
-        let Some(mut log) = self.logs.remove(&group) else {
-            return Ok(());
-        };
+        let (Some(mut log), _) = self.part_with(group) else { return Ok(()) };
         assert!(index > 0, "{group}: entry {index} is taken back, entries count from 1");
         let mut hard_state = hard_state_of(&self.dir, group)?;
         hard_state.commit = hard_state.commit.min(index - 1);
@@ -160,10 +158,17 @@ impl Disk {
     /// # Errors
     /// As [`DataDir::close_log`].
     pub fn close(&mut self, group: LogId) -> storage::Result<()> {
+        let (Some(log), hint) = self.part_with(group) else { return Ok(()) };
+        self.record_hints(hint.as_slice())?;
+        self.dir.close_log(log)
+    }
+
+    /// Forgets a group. Returns its log, and the hint that is not recorded.
+    fn part_with(&mut self, group: LogId) -> (Option<Log>, Option<Change>) {
         self.stalled.remove(&group);
         self.wounds.remove(&group);
         self.passed_over.remove(&group);
-        self.logs.remove(&group).map_or(Ok(()), |log| self.dir.close_log(log))
+        (self.logs.remove(&group), self.hints.remove(&group))
     }
 
     /// Carries out the work of one step. What is done once it is written goes to `done`; the rest
@@ -183,9 +188,8 @@ impl Disk {
             matches!(persist.steps[..], [Step::Hint(..)]) && !is_stalled
         };
         let (hints, work): (Vec<_>, Vec<_>) = persists.into_iter().partition(is_hint);
-        // DURABILITY: before all else. A hint repeats the group's term and vote, and must not come
-        // after a later record of them.
-        self.take_hints(hints, done)?;
+        // Before all else: what is recorded for good drops the hint that came before it.
+        self.take_hints(hints, done);
         let mut requests = Vec::new();
         for persist in work {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
@@ -202,17 +206,16 @@ impl Disk {
         Ok(())
     }
 
-    fn take_hints(&self, hints: Vec<Persist>, done: &mut Vec<u64>) -> storage::Result<()> {
-        let mut changes = Vec::with_capacity(hints.len());
-        for persist in hints {
-            done.push(persist.token);
-            for step in persist.steps {
+    /// Keeps hints for [`Self::tend`]: a busy disk records a thousand of them at once.
+    fn take_hints(&mut self, hints: Vec<Persist>, done: &mut Vec<u64>) {
+        for Persist { group, token, steps, .. } in hints {
+            done.push(token);
+            for step in steps {
                 if let Step::Hint(kind, value) = step {
-                    changes.push(Change { log: persist.group, kind, value: Some(value) });
+                    self.hints.insert(group, Change { log: group, kind, value: Some(value) });
                 }
             }
         }
-        self.record_hints(&changes)
     }
 
     /// Records what spares work, or tells more of damage, after a restart: a thousand groups have
@@ -248,8 +251,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Records how far logs are on disk that have gone idle, and sees that the journal gets there
-    /// too. To be called every tenth of a second or so.
+    /// Records how far logs are on disk that have gone idle, and what else is hinted at, and sees
+    /// that the journal gets there too. To be called every tenth of a second or so.
     ///
     /// # Errors
     /// As [`Self::perform`].
@@ -268,7 +271,9 @@ impl Disk {
                 Err(error) => return Err(error),
             }
         }
-        // DURABILITY: without it, damage to what was synced last could pass for a torn tail.
+        marks.extend(std::mem::take(&mut self.hints).into_values());
+        // DURABILITY: without the watermarks, damage to what was synced last could pass for a torn
+        // tail.
         self.record_hints(&marks)?;
         for log in self.shrinking.iter().filter_map(|group| self.logs.get(group)) {
             if log.needs_sync_to_reclaim() {
@@ -311,6 +316,11 @@ impl Disk {
     ) -> storage::Result<Option<Arc<storage::LogSync>>> {
         let group = persist.group;
         let log = self.logs.get_mut(&group).expect("a group with work for the disk has a log");
+        // DURABILITY: a hint repeats the group's term and vote, and says which entry is there. It
+        // must not come after a later record of them, nor after a cut.
+        if !persist.steps.iter().all(|step| matches!(step, Step::Append(_))) {
+            self.hints.remove(&group);
+        }
         while let Some(step) = persist.steps.first_mut() {
             match step {
                 Step::Reset { base, membership } => {

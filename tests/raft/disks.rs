@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use quipu::partition::{Ask, Response};
-use quipu::raft::Ticket;
+use quipu::partition::{Ask, Replica, Response};
+use quipu::raft::{HardState, Persist, Step, Ticket};
+use quipu::storage::FactKind;
 use quipu::storage::fs::sim::SimFs;
 
-use crate::support::{Cluster, Node, others};
+use crate::support::{Cluster, GROUP, Node, others};
 
 const LARGE: &[u8] = &[7; 1500];
 
@@ -190,4 +191,59 @@ fn a_leader_with_damage_does_not_keep_a_follower_waiting() {
     assert_ne!(cluster.await_leader(), leader);
     cluster.put(b"two");
     cluster.assert_alike();
+}
+
+/// The hard state that a node has recorded.
+fn recorded(node: &Node) -> Option<HardState> {
+    let value = node.disk.dir().journal().get(GROUP, FactKind::HardState)?;
+    HardState::decode(&value)
+}
+
+fn perform(node: &mut Node, step: Step) {
+    let persist = Persist { group: GROUP, token: 1 << 40, steps: vec![step], is_synced: false };
+    let mut checkpoint = |_, _| unreachable!("no segment begins");
+    let mut done = Vec::new();
+    node.disk.perform(vec![persist], &mut checkpoint, &node.syncer, &mut done).unwrap();
+    assert_eq!(done, [1 << 40]);
+}
+
+#[test]
+fn a_hint_is_recorded_in_time_and_never_after_a_later_record() {
+    let mut cluster = Cluster::new(1);
+    cluster.put(b"one");
+    let node = cluster.node(1);
+    let before = recorded(node).unwrap();
+    let hint = |commit| {
+        let state = HardState { commit, ..before };
+        (state, Step::Hint(FactKind::HardState, state.encode()))
+    };
+    let (hinted, step) = hint(7);
+    perform(node, step);
+    assert_eq!(recorded(node), Some(before), "it waits for others");
+    node.disk.tend(&node.syncer).unwrap();
+    assert_eq!(recorded(node), Some(hinted));
+
+    perform(node, hint(8).1);
+    let voted = HardState { term: before.term + 1, ..before };
+    perform(node, Step::Record(FactKind::HardState, voted.encode()));
+    node.disk.tend(&node.syncer).unwrap();
+    assert_eq!(recorded(node), Some(voted), "the vote is not taken back");
+
+    let (closed, step) = hint(9);
+    perform(node, step);
+    node.disk.close(GROUP).unwrap();
+    assert_eq!(recorded(node), Some(closed));
+}
+
+#[test]
+fn a_hint_does_not_outlive_the_log_that_it_speaks_of() {
+    let mut cluster = Cluster::new(1);
+    cluster.put(b"one");
+    let last_index = cluster.node(1).group().last_index();
+    let node = cluster.node(1);
+    let before = recorded(node).unwrap();
+    perform(node, Step::Hint(FactKind::HardState, before.encode()));
+    node.disk.rewind::<Replica>(GROUP, last_index).unwrap();
+    node.disk.tend(&node.syncer).unwrap();
+    assert_eq!(recorded(node).unwrap().term, before.term + 1);
 }
