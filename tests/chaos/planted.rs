@@ -20,8 +20,6 @@ const POWER: &[Fault] = &[Fault::PowerCut, Fault::PowerCutOfTwo, Fault::PowerCut
 /// What makes it long until something that was proposed is applied.
 const SLOW: &[Fault] = &[Fault::SlowDisk, Fault::Pause, Fault::KillLeader];
 const LEADERS: &[Fault] = &[Fault::KillLeader, Fault::Halves, Fault::OneWay, Fault::Pause];
-/// A leader comes back with entries that others have to take the place of, and has no room.
-const BEHIND: &[Fault] = &[Fault::Halves, Fault::OneWay, Fault::Pause, Fault::FullDisk];
 const DAMAGE: &[Fault] = &[Fault::DamageWhileDown, Fault::DamageEverywhere];
 
 /// The bugs, each with the faults that can bring it to light.
@@ -31,7 +29,7 @@ const BUGS: [(Bug, &[Fault]); 13] = [
     (Bug::VoteBeforeDurable, &[Fault::ForgottenVotes]),
     (Bug::AckOnMinority, LEADERS),
     (Bug::EarlyHighWatermark, LEADERS),
-    (Bug::FollowerReadsBeforeWritten, BEHIND),
+    (Bug::FollowerReadsBeforeWritten, &[Fault::Overtaken]),
     (Bug::WrongTermAnswered, LEADERS),
     (Bug::OffsetFromCommitted, LEADERS),
     (Bug::ProducersNotRestored, &[Fault::KillAll, Fault::KillLeader]),

@@ -184,10 +184,10 @@ impl Bed {
         Ok(())
     }
 
-    /// Fills a place's disk, or gives the space back.
+    /// Fills a place's disk, or what has become free on it since.
     pub(crate) fn fill(&self, place: usize) -> Result<()> {
         let filler = self.filler(place);
-        let file = File::create(&filler)?;
+        let file = File::options().create(true).truncate(false).write(true).open(&filler)?;
         let mut bytes = DISK_BYTES;
         while bytes >= u64::from(BLOCK_BYTES) {
             let stat = rustix::fs::statvfs(&filler)?;
@@ -201,6 +201,7 @@ impl Bed {
         Ok(())
     }
 
+    /// Gives the space back.
     pub(crate) fn empty(&self, place: usize) -> Result<()> {
         match fs::remove_file(self.filler(place)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

@@ -3,8 +3,8 @@
 
 mod damage;
 mod membership;
+mod scripted;
 mod topics;
-mod votes;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub(crate) enum Fault {
     Topics,
     /// A voter loses its power with votes that are on no disk yet, and is asked again.
     ForgottenVotes,
+    /// A leader that was cut off returns with entries of its own, and with a full disk.
+    Overtaken,
 }
 
 use Fault::*;
@@ -111,6 +113,7 @@ const ALONE: &[(Fault, u64)] = &[
     (Rolling, 2),
     (Topics, 3),
     (ForgottenVotes, 3),
+    (Overtaken, 3),
 ];
 
 impl Fault {
@@ -170,6 +173,7 @@ impl Schedule {
             ForgottenVotes => {
                 cluster.bed.has_net() && cluster.bed.has_disks() && cluster.bed.has_calls()
             }
+            Overtaken => cluster.bed.has_net() && cluster.bed.has_disks(),
             SlowDisk | FailingSyncs | FailingReads | Clock => cluster.bed.has_calls(),
             _ => true,
         };
@@ -404,7 +408,8 @@ impl Schedule {
             Replace => membership::replace(self, cluster, false).await?,
             ReplaceDead => membership::replace(self, cluster, true).await?,
             Topics => topics::turn_over(self, cluster).await?,
-            ForgottenVotes => votes::forget(self, cluster).await?,
+            ForgottenVotes => scripted::forget_votes(self, cluster).await?,
+            Overtaken => scripted::overtake(self, cluster).await?,
             _ => {
                 for place in cluster.places() {
                     note(cluster, fault, &[place]);
