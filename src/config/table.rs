@@ -147,7 +147,7 @@ pub static KEYS: &[Key] = &[
         "storage.spares_max",
         Text("32"),
         things(0, 1024, |c, v| c.storage.spares_max = v as usize),
-        "Segment files kept for another use, where the disk has room for so many; one is prepared",
+        "Segment files kept for another use, or as many bytes in shorter ones; one is prepared",
     ),
     key(
         "storage.open_segments_max",

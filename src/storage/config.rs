@@ -13,9 +13,9 @@ pub struct Config {
     pub allocation_bytes_first: u64,
     /// A segment file never grows by more than this at a time.
     pub allocation_bytes_max: u64,
-    /// Prepared segment files kept ready, of all lengths together; 0 for none. Retention fills them
-    /// up with what it drops: as many as roll while it does so save both the removal of files and
-    /// the writing of new ones. One is prepared in any case.
+    /// Prepared segment files of [`Self::segment_bytes`] kept ready, or as many bytes in shorter
+    /// ones; 0 for none. Retention fills them up with what it drops: as many as roll while it does
+    /// so save both the removal of files and the writing of new ones. One is prepared in any case.
     pub spares_max: usize,
     /// Segment files that are open and mapped at a time, the dirty ones not counted.
     pub open_segments_max: usize,

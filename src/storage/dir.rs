@@ -75,7 +75,8 @@ impl DataDir {
             // before anything is built on them.
             fs.sync_filesystem(root).at("sync", root)?;
         }
-        let spares = Spares::open(&*fs, root.join("spare"), config.spares_max)?;
+        let spares_bytes_max = config.spares_max as u64 * config.segment_bytes;
+        let spares = Spares::open(&*fs, root.join("spare"), spares_bytes_max)?;
         let open_segments = OpenSegments::new(config.open_segments_max);
         let has_threads = config.has_threads();
         let context = Arc::new(Context {

@@ -3,8 +3,9 @@
 //!
 //! Removing a file, and giving it another name for good, waits for the disk more than once, and a
 //! file system that tells its disk what is free waits for that, too. Whoever appends hands over
-//! what it dropped, and a thread of lower standing takes it, one file at a time. It rests as long
-//! as it works, so that at least half of what the disk can do is left to appends and their syncs.
+//! what it dropped, and a thread of lower standing takes it, a few files at a time. It rests as
+//! long as it works, so that at least half of what the disk can do is left to appends and their
+//! syncs.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,13 +17,15 @@ use super::error::{Error, IoContext as _, Result};
 use super::fs::OpenMode;
 use super::log::{Condemned, Dropped};
 use super::segment::Segment;
+use super::spare::Recycled;
 use crate::types::LogId;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Files that wait to leave, from which on there is no rest: they take room, and whoever appends
 /// has none of them to write to.
 const BEHIND: usize = 64;
-/// Files that leave before there is a look at what else is to be done.
+/// Files that leave together, and then there is a look at what else is to be done. Measured with a
+/// thousand logs of 1 MiB: one by one they took 7 % of all time, a third of it to sync directories.
 const FILES_AT_A_TIME: usize = 16;
 /// The longest rest, after work that took longer.
 const REST_MAX: Duration = Duration::from_millis(100);
@@ -58,11 +61,12 @@ impl Departure {
         self.due.len()
     }
 
-    /// Removes or recycles the next file; `None` if there are no more.
+    /// Removes or recycles the next file; `None` if there are no more. What is recycled is for
+    /// [`Spares::take_in`](super::spare::Spares::take_in).
     ///
     /// DURABILITY: the state up to the first segment that stays is only in its checkpoint once the
     /// older segments are gone, so the checkpoint is read back from the disk before.
-    pub(super) fn remove_next(&mut self) -> Option<Result<()>> {
+    pub(super) fn remove_next(&mut self, recycled: &mut Recycled) -> Option<Result<()>> {
         if self.due.is_empty() {
             return None;
         }
@@ -72,7 +76,7 @@ impl Departure {
             return Some(Err(error));
         }
         let (segment, until) = self.due.pop_front()?;
-        let removed = segment.remove();
+        let removed = segment.remove(recycled);
         if removed.is_err() {
             self.give_back([(segment, until)]);
         }
@@ -90,7 +94,7 @@ impl Departure {
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     queue: Mutex<Queue>,
-    /// Held while a file is removed.
+    /// Held while files are removed.
     turn: Mutex<()>,
 }
 
@@ -116,12 +120,22 @@ impl Departures {
         self.lock().waiting.iter().map(Departure::len).sum()
     }
 
-    /// Removes one file; false if there was none.
-    fn remove_next(&self) -> bool {
+    /// Removes some files and returns how many.
+    ///
+    /// # Errors
+    /// As [`Spares::take_in`](super::spare::Spares::take_in): the end of all writing.
+    fn remove_some(&self, context: &Context) -> Result<usize> {
         let _turn = self.turn.lock().expect("no holder of the turn panics");
+        let mut recycled = Recycled::default();
+        let count = (0..FILES_AT_A_TIME).take_while(|_| self.remove_next(&mut recycled)).count();
+        context.spares.take_in(context, recycled).map(|()| count)
+    }
+
+    /// Removes one file; false if there was none. To be called with the turn held.
+    fn remove_next(&self, recycled: &mut Recycled) -> bool {
         let Some(mut departure) = self.lock().waiting.pop_front() else { return false };
         let (log, count) = (departure.log, departure.len());
-        match departure.remove_next() {
+        match departure.remove_next(recycled) {
             // Who reads the log finds that, too.
             Some(Err(Error::Corrupt(damage))) => {
                 tracing::debug!(%log, ?damage, "dropped segments stay for now");
@@ -166,15 +180,8 @@ impl Departures {
 /// Does what there is to do. After each piece of it `rest` hears how long that took, and says
 /// whether to go on.
 pub(super) fn housekeep(context: &Context, rest: Rest<'_>) {
-    for _ in 0..FILES_AT_A_TIME {
-        let started = Instant::now();
-        if context.failure.check().is_err() || !context.departures.remove_next() {
-            break;
-        }
-        let is_behind = context.departures.len() > BEHIND;
-        if !rest(if is_behind { Duration::ZERO } else { started.elapsed() }) {
-            return;
-        }
+    if context.failure.check().is_ok() && !let_go(context, rest) {
+        return;
     }
     let prepared = give_back_spares(context)
         .and_then(|()| context.spares.prepare(context, rest))
@@ -183,6 +190,20 @@ pub(super) fn housekeep(context: &Context, rest: Rest<'_>) {
         // Nothing is lost: appends find out by themselves when they need the room.
         tracing::warn!(%error, "housekeeping could not prepare ahead");
     }
+}
+
+/// Lets some of the dropped files go; false if that is to be the end of the work.
+fn let_go(context: &Context, rest: Rest<'_>) -> bool {
+    let started = Instant::now();
+    let is_behind = match context.departures.remove_some(context) {
+        Ok(0) => return true,
+        Ok(_) => context.departures.len() > BEHIND,
+        Err(error) => {
+            tracing::warn!(%error, "dropped files cannot be used again");
+            return true;
+        }
+    };
+    rest(if is_behind { Duration::ZERO } else { started.elapsed() })
 }
 
 /// Lets go of all spares if appends are short of room.

@@ -42,7 +42,7 @@ impl Log {
         let last_index = next.map_or(self.promised_index(), |tip| tip.index);
         let copy = Copy::of(self, &segments[n], entries, last_index)?;
         if let Err(error) = self.check_end(&copy.tip, next) {
-            copy.segment.remove()?;
+            copy.segment.remove_now()?;
             return Err(error);
         }
         self.install(n, copy)
@@ -147,7 +147,7 @@ impl Copy {
         let mut copy = Self { segment, tip: header.previous };
         let filled = copy.fill(old, &scan.runs, given, last_index);
         if let Err(error) = filled {
-            copy.segment.remove()?;
+            copy.segment.remove_now()?;
             return Err(error);
         }
         Ok(copy)

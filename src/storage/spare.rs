@@ -6,7 +6,7 @@
 //! not matter: the salt of its next life makes it invalid. On a disk that is short of room there
 //! are none.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,9 @@ const STEP_BYTES: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Spares {
     dir: PathBuf,
-    max: usize,
+    /// Room that they may take. In bytes, so that logs with short segments have as many as they
+    /// need when a lot of them become full at a time.
+    bytes_max: u64,
     state: Mutex<State>,
     /// An append was refused for want of room.
     is_short: AtomicBool,
@@ -42,10 +44,18 @@ struct State {
     wanted_bytes: Option<u64>,
 }
 
+/// Files that have become spares, once their directories are synced.
+#[derive(Debug, Default)]
+pub(super) struct Recycled {
+    files: Vec<(PathBuf, u64)>,
+    /// Where they were before.
+    dirs: BTreeSet<PathBuf>,
+}
+
 impl Spares {
     /// Takes over the directory, removing what an earlier process left: half-prepared files and
     /// segments that never got their names.
-    pub(super) fn open(fs: &dyn Fs, dir: PathBuf, max: usize) -> Result<Self> {
+    pub(super) fn open(fs: &dyn Fs, dir: PathBuf, bytes_max: u64) -> Result<Self> {
         fs.create_dir_all(&dir).at("create", &dir)?;
         for entry in fs.list(&dir).at("list", &dir)? {
             let path = dir.join(&entry.name);
@@ -53,7 +63,7 @@ impl Spares {
         }
         Ok(Self {
             dir,
-            max,
+            bytes_max,
             state: Mutex::default(),
             is_short: AtomicBool::new(false),
             preparer: OnceLock::new(),
@@ -85,7 +95,8 @@ impl Spares {
     /// Says that a spare of `bytes` will be wanted; [`Self::prepare`] then makes one.
     pub(super) fn want(&self, bytes: u64) {
         let mut state = self.lock();
-        let is_wanted = self.max > 0 && !state.ready.iter().any(|(_, len)| *len == bytes);
+        let is_wanted =
+            bytes <= self.bytes_max && !state.ready.iter().any(|(_, len)| *len == bytes);
         if is_wanted && state.wanted_bytes.replace(bytes).is_none() {
             self.wake_preparer();
         }
@@ -123,16 +134,20 @@ impl Spares {
         filled.map(drop).at("prepare", &path)
     }
 
-    /// Turns the file `from` of `bytes` into a spare; false if there are enough, or if less room is
-    /// left than they take, and the file is then where it was.
-    ///
-    /// DURABILITY: both directories are synced before the file can be used again, so that after a
-    /// crash its old name never leads to its new content.
+    /// Gives the file `from` of `bytes` a place among the spares, from where nobody takes it before
+    /// [`Self::take_in`]. False if there are enough, or if less room is left than they take: the
+    /// file is then where it was.
     ///
     /// # Errors
-    /// A directory that cannot be synced is the end of all writing.
-    pub(super) fn recycle(&self, context: &Context, from: &Path, bytes: u64) -> Result<bool> {
-        if !self.has_place(context, bytes)? {
+    /// What the system said; the file is where it was.
+    pub(super) fn recycle(
+        &self,
+        context: &Context,
+        from: &Path,
+        bytes: u64,
+        recycled: &mut Recycled,
+    ) -> Result<bool> {
+        if !self.has_place(context, bytes, recycled)? {
             return Ok(false);
         }
         let path = self.new_path();
@@ -140,32 +155,54 @@ impl Spares {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             renamed => renamed.at("rename", from)?,
         }
-        for dir in [&*self.dir, from.parent().unwrap_or(Path::new("."))] {
-            let synced = context.fs.sync_dir(dir);
-            synced.map_err(|error| context.fail("sync", dir, error))?;
-        }
-        warm_up(&*context.fs, &path);
-        self.lock().ready.push_back((path, bytes));
+        recycled.files.push((path, bytes));
+        recycled.dirs.insert(from.parent().unwrap_or(Path::new(".")).to_path_buf());
         Ok(true)
     }
 
-    /// Whether there may be another spare of `bytes`. One of another length gives it its place,
-    /// or lengths that nobody asks for any more would keep all of them.
-    fn has_place(&self, context: &Context, bytes: u64) -> Result<bool> {
-        let mut state = self.lock();
-        if state.ready.len() < self.max {
-            let taken: u64 = state.ready.iter().map(|(_, len)| len).sum();
-            return Ok(context.check_room(taken + bytes).is_ok());
+    /// Takes in what was recycled, all at once: their new directory is synced once for all.
+    ///
+    /// DURABILITY: all directories are synced before the files can be used again, so that after a
+    /// crash an old name never leads to new content.
+    ///
+    /// # Errors
+    /// A directory that cannot be synced is the end of all writing.
+    pub(super) fn take_in(&self, context: &Context, recycled: Recycled) -> Result<()> {
+        if recycled.files.is_empty() {
+            return Ok(());
         }
-        let Some(at) = state.ready.iter().position(|(_, len)| *len != bytes) else {
-            return Ok(false);
+        for dir in std::iter::once(&self.dir).chain(&recycled.dirs) {
+            let synced = context.fs.sync_dir(dir);
+            synced.map_err(|error| context.fail("sync", dir, error))?;
+        }
+        for (path, _) in &recycled.files {
+            warm_up(&*context.fs, path);
+        }
+        self.lock().ready.extend(recycled.files);
+        Ok(())
+    }
+
+    /// Whether there may be another spare of `bytes`. Those of other lengths give it their place,
+    /// or lengths that nobody asks for any more would keep all of it.
+    fn has_place(&self, context: &Context, bytes: u64, recycled: &Recycled) -> Result<bool> {
+        let mut state = self.lock();
+        let mut others = Vec::new();
+        let taken = loop {
+            let all = state.ready.iter().chain(&recycled.files);
+            let taken: u64 = all.map(|(_, len)| len).sum();
+            if taken + bytes <= self.bytes_max {
+                break Some(taken);
+            }
+            let Some(at) = state.ready.iter().position(|(_, len)| *len != bytes) else {
+                break None;
+            };
+            others.extend(state.ready.remove(at));
         };
-        let other = state.ready.remove(at);
         drop(state);
-        if let Some((path, _)) = other {
+        for (path, _) in others {
             context.fs.remove_file(&path).at("remove", &path)?;
         }
-        Ok(true)
+        Ok(taken.is_some_and(|taken| context.check_room(taken + bytes).is_ok()))
     }
 
     /// Removes all spares.

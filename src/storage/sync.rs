@@ -188,7 +188,7 @@ impl LogSync {
         state.is_abandoned = true;
         let dirty = std::mem::take(&mut state.segments);
         drop(state);
-        dirty.iter().try_for_each(|segment| segment.remove())
+        dirty.iter().try_for_each(|segment| segment.remove_now())
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use quipu::storage::fs::Fs as _;
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{Access, Case, Class, Config, Error, Policy, Tip};
+use quipu::types::LogId;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -262,6 +264,40 @@ fn a_log_with_a_bound_goes_through_the_same_few_files() {
     assert!(log.reader().log_start_offset() > 300);
     let names = fs.list(Path::new(ROOT).join("spare").as_path()).unwrap();
     assert!(names.len() <= 3, "old files are used again, not kept: {names:?}");
+}
+
+#[test]
+fn spares_take_as_much_room_as_full_segments_would() {
+    const MIB: u64 = 1 << 20;
+    let fs = SimFs::new();
+    let sizes = Config { segment_bytes: 4 * MIB, allocation_bytes_max: MIB, ..Config::tiny() };
+    let dir = open_dir_with(&fs, Config { spares_max: 1, ..sizes }).unwrap();
+    let mut short = dir.create_log(LOG, Tip::EMPTY, b"").unwrap();
+    short.keep_within(Some(4 * MIB));
+    let mut long = dir.create_log(LogId(Uuid::from_u128(77)), Tip::EMPTY, b"").unwrap();
+    long.sync().unwrap();
+    let fill_and_drop = |log: &mut quipu::storage::Log, segments: usize| {
+        while log.reader().segments().len() <= segments {
+            append(log, 1, 64 << 10).unwrap();
+        }
+        log.sync().unwrap();
+        log.advance_log_start(log.reader().log_end_offset(), u64::MAX).unwrap();
+        dir.journal().sync().unwrap();
+        fs.start_trace();
+        assert_eq!(log.reclaim().unwrap(), segments);
+        fs.take_trace()
+    };
+    let spares = || {
+        let spares =
+            fs.paths().into_iter().filter(|path| path.extension() == Some("spare".as_ref()));
+        spares.map(|path| fs.durable_bytes(&path).unwrap().len() as u64 / MIB).collect::<Vec<_>>()
+    };
+    let did = fill_and_drop(&mut short, 6);
+    assert_eq!(spares(), [1; 4], "four of 1 MiB instead of one of 4");
+    let synced = did.iter().filter(|line| line.starts_with("sync-dir"));
+    assert_eq!(synced.count(), 2, "each directory once: {did:?}");
+    fill_and_drop(&mut long, 1);
+    assert_eq!(spares(), [4], "the length that is used now has their place");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quipu::storage::fs::os::OsFs;
-use quipu::storage::fs::sim::SimFs;
+use quipu::storage::fs::sim::{Pending, SimFs};
 use quipu::storage::{Change, Config, DataDir, Error, FactKind, Tip};
 use quipu::types::LogId;
 use uuid::Uuid;
@@ -262,6 +262,9 @@ fn a_recycled_file_is_not_used_before_its_old_name_is_gone_for_good() {
     log.advance_log_start(start, u64::MAX).unwrap();
     dir.journal().sync().unwrap();
     assert_eq!(log.reclaim().unwrap(), 1);
+    let pending = fs.pending();
+    let names: Vec<_> = pending.iter().filter(|it| matches!(it, Pending::Name(_))).collect();
+    assert!(names.is_empty(), "a power cut could bring back an old name: {names:?}");
     fill(&mut log);
     assert!(log.reader().segments().last().unwrap().header().is_recycled);
     let entries = read_all(&log);

@@ -7,6 +7,7 @@ use super::super::facts::LogStart;
 use super::super::housekeeping::Departure;
 use super::super::journal::FactKind;
 use super::super::retention::{self, SegmentFacts};
+use super::super::spare::Recycled;
 use super::super::{Error, Result};
 use super::{Condemned, Log, Until};
 
@@ -145,10 +146,12 @@ impl Log {
     pub fn reclaim(&mut self) -> Result<usize> {
         let mut departure = self.depart();
         let (count, mut result) = (departure.len(), Ok(()));
-        while let Some(removed) = departure.remove_next() {
+        let mut recycled = Recycled::default();
+        while let Some(removed) = departure.remove_next(&mut recycled) {
             result = result.and(removed);
         }
-        result.map(|()| count)
+        let taken_in = self.context.spares.take_in(&self.context, recycled);
+        result.and(taken_in).map(|()| count)
     }
 
     /// Leaves to the housekeeping thread what [`Self::reclaim`] would do; or does it, if the

@@ -7,6 +7,7 @@ use std::sync::{Arc, MutexGuard};
 use super::super::entry::{PAYLOAD_BYTES_MAX, frame_bytes};
 use super::super::error::{Error, IoContext as _, Result};
 use super::super::fs::{File, Fs, OpenMode};
+use super::super::spare::Recycled;
 use super::{Access, Name, OpenFile, Segment};
 
 impl Segment {
@@ -168,13 +169,13 @@ impl Segment {
         true
     }
 
-    /// Removes the segment's files, or keeps the file as a spare. The caller has made durable what
-    /// makes the segment superfluous.
-    pub(in super::super) fn remove(&self) -> Result<()> {
-        let fs = &*self.context.fs;
+    /// Removes the segment's files, or has the spares recycle the file. The caller has made durable
+    /// what makes the segment superfluous.
+    pub(in super::super) fn remove(&self, recycled: &mut Recycled) -> Result<()> {
+        let (fs, spares) = (&*self.context.fs, &self.context.spares);
         let _opening = self.opening.lock().expect("no opener of a segment panics");
         let name = self.lock_name();
-        self.is_void.store(true, Ordering::Release);
+        self.is_void.store(true, Ordering::SeqCst);
         self.open.store(None);
         let path = self.path_named(&name);
         // It gets no other name from here on, and who asks for it need not wait for the disk.
@@ -183,10 +184,21 @@ impl Segment {
         // Nobody can map the file from here on. Whoever did holds the lease, up to the last slice.
         let is_borrowed = Arc::strong_count(&self.lease) > 1;
         let is_reusable = bytes == self.full_bytes() && !is_borrowed;
-        if !(is_reusable && self.context.spares.recycle(&self.context, &path, bytes)?) {
+        if !(is_reusable && spares.recycle(&self.context, &path, bytes, recycled)?) {
             remove_if_there(fs, &path)?;
         }
-        remove_if_there(fs, &self.index_path())
+        // Looking for one that is not there takes as long as removing it.
+        if self.has_index_file.load(Ordering::SeqCst) {
+            remove_if_there(fs, &self.index_path())?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::remove`], alone.
+    pub(in super::super) fn remove_now(&self) -> Result<()> {
+        let mut recycled = Recycled::default();
+        let removed = self.remove(&mut recycled);
+        removed.and(self.context.spares.take_in(&self.context, recycled))
     }
 }
 

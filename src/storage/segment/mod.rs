@@ -58,6 +58,8 @@ pub struct Segment {
     is_sealed: AtomicBool,
     /// The segment was dropped from its log and must not get a name.
     is_void: AtomicBool,
+    /// There may be a file with the index.
+    has_index_file: AtomicBool,
     was_used: AtomicBool,
 }
 
@@ -176,6 +178,7 @@ impl Segment {
             is_dirty: AtomicBool::new(false),
             is_sealed: AtomicBool::new(false),
             is_void: AtomicBool::new(false),
+            has_index_file: AtomicBool::new(!is_new),
             was_used: AtomicBool::new(false),
             header,
         }

@@ -83,9 +83,15 @@ impl Segment {
         let path = self.index_path();
         let index = self.index.read().expect("no holder of the index panics").clone();
         let Some(index) = index else { return Ok(()) };
+        self.has_index_file.store(true, Ordering::SeqCst);
         remove_if_there(&*self.context.fs, &path)?;
         let file = self.context.fs.open(&path, OpenMode::Create).at("create", &path)?;
-        index.write_to(&*file, self.seed, self.end()).at("write", &path)
+        let written = index.write_to(&*file, self.seed, self.end()).at("write", &path);
+        if self.is_void.load(Ordering::SeqCst) {
+            // Whoever removed the segment may have looked for the index before it was there.
+            remove_if_there(&*self.context.fs, &path)?;
+        }
+        written
     }
 
     /// Loads the index from beside the file, or rebuilds it from the segment.
