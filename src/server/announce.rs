@@ -14,8 +14,10 @@ use crate::rpc::Context;
 use crate::rpc::peer::{self, Announcement};
 use crate::types::{LogId, NodeId};
 
-/// How often a node looks what has changed.
+/// How often a node looks whether anything has changed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often it goes through all partitions although nothing has.
+const GO_THROUGH_EVERY: Duration = Duration::from_secs(1);
 /// How often it speaks when nothing has.
 const SPEAK_EVERY: Duration = Duration::from_secs(1);
 /// How often it tells everything again.
@@ -32,11 +34,24 @@ pub(super) async fn announce(context: Context) {
     let now = watch::Sender::new(Led::default());
     let mut listeners: HashSet<NodeId> = HashSet::new();
     let mut speakers = tokio::task::JoinSet::new();
+    let mut seen: Option<(u64, Instant)> = None;
     loop {
         ticks.tick().await;
-        let led = Arc::new(led_by(&node));
-        node.leaders().learn(node.id(), led.iter().map(|(log, term)| (*log, *term)));
-        now.send_replace(led);
+        let changes = node.partition_host().role_changes();
+        let is_seen =
+            |(then, at): (u64, Instant)| then == changes && at.elapsed() < GO_THROUGH_EVERY;
+        if !seen.is_some_and(is_seen) {
+            seen = Some((changes, Instant::now()));
+            let led = led_by(&node);
+            node.leaders().learn(node.id(), led.iter().map(|(log, term)| (*log, *term)));
+            now.send_if_modified(|known| {
+                let is_new = **known != led;
+                if is_new {
+                    *known = Arc::new(led);
+                }
+                is_new
+            });
+        }
         while let Some(ended) = speakers.try_join_next() {
             listeners.remove(&ended.expect("announcing does not panic"));
         }
@@ -84,11 +99,12 @@ async fn speak(context: &Context, to: NodeId, now: watch::Receiver<Led>) {
         ticks.tick().await;
         let led = now.borrow().clone();
         let is_full = all_at.is_none_or(|at| at.elapsed() >= TELL_ALL_EVERY);
-        let news: Vec<_> = led
-            .iter()
-            .filter(|(log, term)| is_full || told.get(log) != Some(term))
-            .map(|(log, term)| (*log, *term))
-            .collect();
+        let news = if is_full || !Arc::ptr_eq(&led, &told) {
+            let is_news = |(log, term): &(&LogId, &u64)| is_full || told.get(log) != Some(term);
+            led.iter().filter(is_news).map(|(log, term)| (*log, *term)).collect()
+        } else {
+            Vec::new()
+        };
         let is_due = spoke_at.is_none_or(|at| at.elapsed() >= SPEAK_EVERY);
         if news.is_empty() && !is_due && !is_full {
             continue;

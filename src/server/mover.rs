@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::cluster::Node;
-use crate::cluster::command::{self, FinishMove, NodeState, Partition, Verb, topic_of};
+use crate::cluster::command::{self, FinishMove, Id, NodeState, Partition, Verb, topic_of};
+use crate::cluster::{Node, State};
 use crate::partition::Handle;
 use crate::raft::{Inspection, Operation, Role};
 use crate::rpc::Context;
@@ -22,6 +22,9 @@ use crate::rpc::peer::{self, ReplicaStatus};
 use crate::types::{LogId, NodeId, ReplicaId};
 
 const STEP_EVERY: Duration = Duration::from_millis(200);
+/// How often all partitions are looked at when nothing is to be done and nothing has changed. With
+/// a thousand partitions that take all a node has, five times a second was one percent of it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a leader leads before it gives way to the preferred one.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Silence after which a node is not given anything to lead.
@@ -49,8 +52,17 @@ impl Mover {
         let mut ticks = interval(STEP_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut led_since: HashMap<LogId, (u64, Instant)> = HashMap::new();
+        let mut news = self.node.watch_state();
+        let (mut has_work, mut changes, mut looked) = (true, 0, Instant::now());
         loop {
             ticks.tick().await;
+            let changes_now = self.node.partition_host().role_changes();
+            let has_news = changes_now != changes || news.has_changed().unwrap_or(false);
+            if !has_work && !has_news && looked.elapsed() < LOOK_EVERY {
+                continue;
+            }
+            let state = news.borrow_and_update().clone();
+            (has_work, changes, looked) = (false, changes_now, Instant::now());
             let mut balanced = 0;
             let mut seen = HashMap::with_capacity(led_since.len());
             for handle in self.node.registry().handles() {
@@ -63,25 +75,35 @@ impl Mover {
                 let since = known.copied().unwrap_or((status.term, Instant::now()));
                 seen.insert(log, since);
                 let is_settled = since.1.elapsed() >= SETTLE && balanced < BALANCED_AT_ONCE_MAX;
-                balanced += usize::from(self.step(log, is_settled).await);
+                if !self.is_content(&state, log, is_settled) {
+                    has_work = true;
+                    balanced += usize::from(self.step(log, is_settled).await);
+                }
             }
             led_since = seen;
         }
     }
 
+    /// True if a partition that this node leads is as the metadata wants it.
+    fn is_content(&self, state: &State, log: LogId, is_settled: bool) -> bool {
+        let Some((partition, ..)) = partition_of(state, log) else { return true };
+        let is_preferred = preferred(partition).is_some_and(|id| id.node() == self.node.id());
+        partition.target.is_empty() && !self.is_draining(state) && (is_preferred || !is_settled)
+    }
+
+    fn is_draining(&self, state: &State) -> bool {
+        let own = state.node(self.node.id()).map(command::Node::state);
+        own.is_none_or(|state| state != NodeState::Active)
+    }
+
     /// Brings one partition a step further. True if its leadership was given away.
     async fn step(&self, log: LogId, is_settled: bool) -> bool {
+        // Steps before this one may have taken long.
         let state = self.node.state();
-        let found = topic_of(log).and_then(|(topic, n)| Some((state.topic(topic)?, topic, n)));
-        let Some((topic, id, n)) = found else { return false };
-        let Some(partition) = topic.partitions.get(n as usize) else { return false };
-        let own = state.node(self.node.id()).map(command::Node::state);
-        let is_draining = own.is_none_or(|state| state != NodeState::Active);
-        let is_preferred = preferred(partition).is_some_and(|id| id.node() == self.node.id());
-        let is_content = partition.target.is_empty() && !is_draining;
-        if is_content && (is_preferred || !is_settled) {
+        if self.is_content(&state, log, is_settled) {
             return false;
         }
+        let Some((partition, id, n)) = partition_of(&state, log) else { return false };
         let Some(group) = self.node.inspect(log).await else { return false };
         if group.role != Role::Leader || group.membership.is_joint() {
             return false;
@@ -98,7 +120,7 @@ impl Mover {
             }
             return false;
         }
-        let to = match is_draining {
+        let to = match self.is_draining(&state) {
             true => self.best_follower(&group),
             false => preferred(partition).filter(|to| self.is_able(&group, *to)),
         };
@@ -179,6 +201,13 @@ impl Mover {
             tokio::time::sleep(STEP_EVERY).await;
         }
     }
+}
+
+/// A partition by its log, with its topic's id and its number there.
+fn partition_of(state: &State, log: LogId) -> Option<(&Partition, Id, u32)> {
+    let (id, n) = topic_of(log)?;
+    let topic = state.topic(id)?;
+    Some((topic.partitions.get(n as usize)?, id, n))
 }
 
 fn preferred(partition: &Partition) -> Option<ReplicaId> {

@@ -21,6 +21,7 @@ pub(super) struct Counters {
     repairs_in_vain: AtomicU64,
     elections: AtomicU64,
     leader_changes: AtomicU64,
+    role_changes: AtomicU64,
     /// Rare, so that a lock does.
     dropped: Mutex<BTreeMap<Dropped, u64>>,
     /// Some group is stalled: only then is anybody to look which.
@@ -98,7 +99,8 @@ impl Counters {
         self.repairs_in_vain.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts what has become of a replica.
+    /// Counts what has become of a replica, after that was published: who finds the count as it was
+    /// has missed nothing.
     pub(super) fn follow(&self, before: &Published, now: &Published) {
         let is_candidate = now.role != Role::Follower;
         if is_candidate && now.term > before.term {
@@ -107,6 +109,14 @@ impl Counters {
         if now.leader.is_some() && now.leader != before.leader {
             self.leader_changes.fetch_add(1, Ordering::Relaxed);
         }
+        let part = |of: &Published| (of.role, of.is_writable, of.term, of.leader);
+        if part(now) != part(before) {
+            self.role_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    pub(super) fn role_changes(&self) -> u64 {
+        self.role_changes.load(Ordering::Acquire)
     }
 
     /// Notes how the groups of a shard are.

@@ -188,6 +188,12 @@ where
         self.counters.read()
     }
 
+    /// How often a replica here has had another role, term or leader than before. Replicas that
+    /// are new or gone do not count.
+    pub fn role_changes(&self) -> u64 {
+        self.counters.role_changes()
+    }
+
     /// Starts a replica that was opened or made.
     ///
     /// # Errors

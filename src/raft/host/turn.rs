@@ -323,8 +323,8 @@ impl<M: Machine> Turn<M> {
     fn answer(&mut self) {
         for published in self.out.published.drain(..) {
             if let Some(sender) = self.published.get(&published.group) {
-                self.counters.follow(&sender.borrow(), &published);
-                sender.send_replace(published);
+                let before = sender.send_replace(published);
+                self.counters.follow(&before, &published);
             }
         }
         for (ticket, answer) in self.out.answers.drain(..) {
