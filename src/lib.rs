@@ -79,8 +79,9 @@
 //! * **Idle groups sleep.** A leader whose followers have everything lets all of them stop ticking;
 //!   nodes tell each other that they are alive, once for all groups. Ten thousand idle groups then
 //!   cost less than half a percent of a core instead of eleven. They fall asleep after a tick
-//!   without work, and the word for it says what is committed: with a thousand partitions that get
-//!   a batch now and then, ticks and heartbeats took more time than the batches.
+//!   without work, or at once if they had slept for long, and the word for it says what is
+//!   committed: with a thousand partitions that get a batch now and then, ticks and heartbeats took
+//!   more time than the batches.
 //! * **A shard that sleeps is run by whoever has news for it.** Waking its thread for a frame, for
 //!   a sync and for an append made half of the switches of threads that a lone record costs, and
 //!   they were most of its time: 2.6 times the bare loop became 2.2. Under load its own thread

@@ -37,6 +37,8 @@ struct Slot<M> {
     machine: M,
     published: Option<Published>,
     is_touched: bool,
+    /// Ticks that have passed in its sleep.
+    slept_ticks: u64,
 }
 
 /// Many groups, stepped together.
@@ -229,7 +231,7 @@ impl<M: Machine> Shard<M> {
             "{id}: the machine is where the group starts"
         );
         let group = Group::new(&self.config, boot, mix(self.seed ^ mix(id.0.as_u64_pair().1)));
-        let slot = Slot { group, machine, published: None, is_touched: false };
+        let slot = Slot { group, machine, published: None, is_touched: false, slept_ticks: 0 };
         let at = self.free.pop().unwrap_or(self.slots.len());
         if at == self.slots.len() {
             self.slots.push(None);
@@ -273,6 +275,9 @@ impl<M: Machine> Shard<M> {
     fn touch(&mut self, id: LogId) -> Option<&mut Slot<M>> {
         let at = *self.by_id.get(&id)?;
         let slot = self.slots[at].as_mut()?;
+        if slot.group.is_quiescent() {
+            slot.group.has_slept(std::mem::take(&mut slot.slept_ticks));
+        }
         if !slot.is_touched {
             slot.is_touched = true;
             self.touched.push(at);
@@ -294,6 +299,7 @@ impl<M: Machine> Shard<M> {
             for at in (self.slice as usize..self.slots.len()).step_by(slices as usize) {
                 let Some(slot) = self.slots[at].as_mut() else { continue };
                 if slot.group.is_quiescent() {
+                    slot.slept_ticks += 1;
                     continue;
                 }
                 slot.group.tick(now.wall_ms);
@@ -331,9 +337,6 @@ impl<M: Machine> Shard<M> {
         let first = out.effects.persists.len();
         let first_envelope = out.effects.envelopes.len();
         slot.group.advance(&mut self.tokens, &mut out.effects);
-        for (_, envelope) in &out.effects.envelopes[first_envelope..] {
-            self.peers.said_to(envelope.to.node());
-        }
         for (_, base) in std::mem::take(&mut out.effects.restored) {
             slot.machine.abandon(&mut out.answers);
             match restore(&base) {
@@ -345,9 +348,6 @@ impl<M: Machine> Shard<M> {
                 }
             }
         }
-        for persist in &out.effects.persists[first..] {
-            self.waiting.insert(persist.token, persist.group);
-        }
         if slot.group.fault().is_none()
             && let Err(fault) = slot.machine.advance(&mut slot.group, &mut out.answers)
         {
@@ -356,6 +356,15 @@ impl<M: Machine> Shard<M> {
         if slot.group.fault().is_some() {
             // Nothing that is waited for will come.
             slot.machine.abandon(&mut out.answers);
+        }
+        if slot.group.doze() {
+            slot.group.advance(&mut self.tokens, &mut out.effects);
+        }
+        for (_, envelope) in &out.effects.envelopes[first_envelope..] {
+            self.peers.said_to(envelope.to.node());
+        }
+        for persist in &out.effects.persists[first..] {
+            self.waiting.insert(persist.token, persist.group);
         }
         slot.group.trim(slot.machine.applied_index());
         Self::publish(slot, out);

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use quipu::partition::{Acks, Ask, Batch, Replica, Response};
 use quipu::raft::{
-    Config, Disk, Durability, Frame, Input, Membership, Now, OpenError, Outputs, Role, Route,
-    Shard, Ticket, read_base, read_cold, read_supply,
+    Config, Disk, Durability, Frame, Input, Membership, MessageKind, Now, OpenError, Outputs, Role,
+    Route, Shard, Ticket, read_base, read_cold, read_supply,
 };
 use quipu::storage::fs::sim::SimFs;
 use quipu::storage::{self, Access, DataDir, Syncer};
@@ -207,6 +207,8 @@ pub struct Cluster {
     pub mute: BTreeSet<u64>,
     /// Nodes that hear everything but entries.
     pub starved: BTreeSet<u64>,
+    /// Nodes that hear no heartbeat and no word to sleep.
+    pub untold: BTreeSet<u64>,
     /// Nodes that stand still.
     pub paused: BTreeSet<u64>,
     pub time_ms: u64,
@@ -220,6 +222,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             mute: BTreeSet::new(),
             starved: BTreeSet::new(),
+            untold: BTreeSet::new(),
             paused: BTreeSet::new(),
             time_ms: 1000,
             tickets: 0,
@@ -267,6 +270,8 @@ impl Cluster {
         let route = Route { cluster: CLUSTER, from: NodeId(from), to: NodeId(to) };
         let mut envelopes = Frame::decode(&route, frame.to_bytes()).unwrap();
         envelopes.retain(|envelope| envelope.entries.is_empty() || !self.starved.contains(&to));
+        let is_news = |kind| matches!(kind, MessageKind::Heartbeat | MessageKind::Quiesce);
+        envelopes.retain(|envelope| !is_news(envelope.kind) || !self.untold.contains(&to));
         node.inputs.push(Input::Envelopes(envelopes));
     }
 

@@ -191,6 +191,8 @@ pub struct Group {
     last_busy_tick: u64,
     /// Time stands still: see `quiescence`.
     is_quiescent: bool,
+    /// It was woken by something rare, and sleeps again as soon as it is done with that.
+    dozes: bool,
     /// The commit index is to be recorded with the next [`Self::advance`].
     is_commit_due: bool,
     /// What was said between two calls of [`Self::advance`].
@@ -256,6 +258,7 @@ impl Group {
             ticks: 0,
             last_busy_tick: 0,
             is_quiescent: false,
+            dozes: false,
             is_commit_due: false,
             outbox: Vec::new(),
             seed,

@@ -12,6 +12,9 @@
 //! says again what there is to say. Learners, and replicas that must not seek election, have no
 //! other way.
 //!
+//! A group that something woke after a long sleep goes back to it without waiting for a tick: if
+//! its batches come seldom, a tick of all its replicas costs as much as a batch.
+//!
 //! Only time stands still for a quiescent group. Every promise about terms, votes and entries holds
 //! as before, so that two replicas that disagree about who sleeps lose time and nothing else.
 
@@ -90,9 +93,34 @@ impl Group {
 
     /// Lets the group sleep if there is nothing to stay awake for, and says so to its followers.
     pub(super) fn try_quiesce(&mut self) {
-        if self.ticks <= self.last_busy_tick + IDLE_TICKS || !self.has_nothing_to_do() {
-            return;
+        if self.ticks > self.last_busy_tick + IDLE_TICKS && self.has_nothing_to_do() {
+            self.send_to_sleep();
         }
+    }
+
+    /// Says of a group that sleeps, and may be about to be woken, how long it has slept. Time does
+    /// not pass for the group itself.
+    pub fn has_slept(&mut self, ticks: u64) {
+        assert!(self.is_quiescent, "{}: who is awake does not sleep", self.id);
+        self.dozes = ticks > IDLE_TICKS;
+    }
+
+    /// Lets a group sleep again that leads and is done with what woke it, if that was something
+    /// rare. True if it does now: [`Self::advance`] has something to say then.
+    pub fn doze(&mut self) -> bool {
+        let is_done = self.dozes
+            && !self.is_quiescent
+            && self.role() == Role::Leader
+            && self.is_running()
+            && self.has_nothing_to_do();
+        if is_done {
+            self.send_to_sleep();
+        }
+        is_done
+    }
+
+    /// Falls asleep as a leader, and has the followers do so.
+    fn send_to_sleep(&mut self) {
         let (committed, last_index) = (self.committed(), self.last_index());
         assert_eq!(
             committed, last_index,
