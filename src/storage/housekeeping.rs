@@ -24,10 +24,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Files that wait to leave, from which on there is no rest: they take room, and whoever appends
 /// has none of them to write to.
 const BEHIND: usize = 64;
-/// Files that leave together, and then there is a look at what else is to be done. Measured with a
-/// thousand logs of 1 MiB: one by one they took 7 % of all time, a third of it to sync directories.
-const FILES_AT_A_TIME: usize = 16;
-/// The longest rest, after work that took longer.
+/// Files that leave together at most, and then there is a look at what else is to be done. Measured
+/// with a thousand logs of 1 MiB: one by one they took 7 % of all time, a third of it to sync
+/// directories.
+const FILES_AT_A_TIME_MAX: usize = 16;
+/// The longest rest, after work that took longer. Files that take longer leave in smaller numbers:
+/// a log that is opened may have to wait for them.
 const REST_MAX: Duration = Duration::from_millis(100);
 
 /// Hears how long a piece of work took, and says whether there may be another.
@@ -94,8 +96,25 @@ impl Departure {
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     queue: Mutex<Queue>,
-    /// Held while files are removed.
-    turn: Mutex<()>,
+    /// Held while files are removed: how many of them at a time.
+    turn: Mutex<AtATime>,
+}
+
+/// How many files leave together: as many as the disk can do in a short time.
+#[derive(Debug)]
+struct AtATime(usize);
+
+impl Default for AtATime {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl AtATime {
+    fn adapt(&mut self, took: Duration) {
+        let now = if took > REST_MAX { self.0 / 2 } else { self.0 * 2 };
+        self.0 = now.clamp(1, FILES_AT_A_TIME_MAX);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -125,10 +144,12 @@ impl Departures {
     /// # Errors
     /// As [`Spares::take_in`](super::spare::Spares::take_in): the end of all writing.
     fn remove_some(&self, context: &Context) -> Result<usize> {
-        let _turn = self.turn.lock().expect("no holder of the turn panics");
-        let mut recycled = Recycled::default();
-        let count = (0..FILES_AT_A_TIME).take_while(|_| self.remove_next(&mut recycled)).count();
-        context.spares.take_in(context, recycled).map(|()| count)
+        let mut at_a_time = self.turn.lock().expect("no holder of the turn panics");
+        let (started, mut recycled) = (Instant::now(), Recycled::default());
+        let count = (0..at_a_time.0).take_while(|_| self.remove_next(&mut recycled)).count();
+        context.spares.take_in(context, recycled)?;
+        at_a_time.adapt(started.elapsed());
+        Ok(count)
     }
 
     /// Removes one file; false if there was none. To be called with the turn held.

@@ -147,7 +147,7 @@ impl Spares {
         bytes: u64,
         recycled: &mut Recycled,
     ) -> Result<bool> {
-        if !self.has_place(context, bytes, recycled)? {
+        if !self.has_place(context, bytes, recycled) {
             return Ok(false);
         }
         let path = self.new_path();
@@ -184,25 +184,31 @@ impl Spares {
 
     /// Whether there may be another spare of `bytes`. Those of other lengths give it their place,
     /// or lengths that nobody asks for any more would keep all of it.
-    fn has_place(&self, context: &Context, bytes: u64, recycled: &Recycled) -> Result<bool> {
+    fn has_place(&self, context: &Context, bytes: u64, recycled: &Recycled) -> bool {
         let mut state = self.lock();
-        let mut others = Vec::new();
-        let taken = loop {
-            let all = state.ready.iter().chain(&recycled.files);
-            let taken: u64 = all.map(|(_, len)| len).sum();
-            if taken + bytes <= self.bytes_max {
-                break Some(taken);
-            }
-            let Some(at) = state.ready.iter().position(|(_, len)| *len != bytes) else {
-                break None;
-            };
-            others.extend(state.ready.remove(at));
-        };
-        drop(state);
-        for (path, _) in others {
-            context.fs.remove_file(&path).at("remove", &path)?;
+        let taken: u64 = state.ready.iter().chain(&recycled.files).map(|(_, len)| len).sum();
+        let ready = state.ready.iter().map(|(_, len)| *len);
+        let of_others: u64 = ready.filter(|len| *len != bytes).sum();
+        let mut excess = (taken + bytes).saturating_sub(self.bytes_max);
+        if excess > of_others || context.check_room(taken - excess + bytes).is_err() {
+            return false;
         }
-        Ok(taken.is_some_and(|taken| context.check_room(taken + bytes).is_ok()))
+        let mut others = Vec::new();
+        while excess > 0 {
+            let at = state.ready.iter().position(|(_, len)| *len != bytes);
+            let other = at.and_then(|at| state.ready.remove(at));
+            let (path, len) = other.expect("others take as much as is too much");
+            excess = excess.saturating_sub(len);
+            others.push((path, len));
+        }
+        drop(state);
+        for (path, len) in others {
+            if let Err(error) = context.fs.remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a spare was not removed");
+                self.lock().ready.push_back((path, len));
+            }
+        }
+        true
     }
 
     /// Removes all spares.
