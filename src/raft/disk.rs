@@ -183,21 +183,16 @@ impl Disk {
         syncer: &Syncer,
         done: &mut Vec<u64>,
     ) -> storage::Result<()> {
-        let is_hint = |persist: &Persist| {
-            let is_stalled = self.stalled.contains_key(&persist.group);
-            matches!(persist.steps[..], [Step::Hint(..)]) && !is_stalled
-        };
-        let (hints, work): (Vec<_>, Vec<_>) = persists.into_iter().partition(is_hint);
-        // Before all else: what is recorded for good drops the hint that came before it.
-        self.take_hints(hints, done);
         let mut requests = Vec::new();
-        for persist in work {
+        for persist in persists {
             if let Some(waiting) = self.stalled.get_mut(&persist.group) {
                 waiting.iter_mut().for_each(|earlier| earlier.yield_to(&persist));
                 waiting.push_back(persist);
-                continue;
+            } else if matches!(persist.steps[..], [Step::Hint(..)]) {
+                self.take_hint(persist, done);
+            } else {
+                requests.extend(self.start(persist, checkpoint, done)?);
             }
-            requests.extend(self.start(persist, checkpoint, done)?);
         }
         // All at once, so that one round takes them.
         if !requests.is_empty() {
@@ -206,14 +201,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Keeps hints for [`Self::tend`]: a busy disk records a thousand of them at once.
-    fn take_hints(&mut self, hints: Vec<Persist>, done: &mut Vec<u64>) {
-        for Persist { group, token, steps, .. } in hints {
-            done.push(token);
-            for step in steps {
-                if let Step::Hint(kind, value) = step {
-                    self.hints.insert(group, Change { log: group, kind, value: Some(value) });
-                }
+    /// Keeps a hint for [`Self::tend`]: a busy disk records a thousand of them at once.
+    fn take_hint(&mut self, persist: Persist, done: &mut Vec<u64>) {
+        let Persist { group, token, steps, .. } = persist;
+        done.push(token);
+        for step in steps {
+            if let Step::Hint(kind, value) = step {
+                self.hints.insert(group, Change { log: group, kind, value: Some(value) });
             }
         }
     }

@@ -302,6 +302,7 @@ impl<M: Machine> Shard<M> {
                     slot.slept_ticks += 1;
                     continue;
                 }
+                slot.slept_ticks = 0;
                 slot.group.tick(now.wall_ms);
                 if !slot.is_touched {
                     slot.is_touched = true;

@@ -199,12 +199,14 @@ fn recorded(node: &Node) -> Option<HardState> {
     HardState::decode(&value)
 }
 
-fn perform(node: &mut Node, step: Step) {
-    let persist = Persist { group: GROUP, token: 1 << 40, steps: vec![step], is_synced: false };
+/// Performs each step as work of its own.
+fn perform<const N: usize>(node: &mut Node, steps: [Step; N]) {
+    let persist = |step| Persist { group: GROUP, token: 7, steps: vec![step], is_synced: false };
     let mut checkpoint = |_, _| unreachable!("no segment begins");
     let mut done = Vec::new();
-    node.disk.perform(vec![persist], &mut checkpoint, &node.syncer, &mut done).unwrap();
-    assert_eq!(done, [1 << 40]);
+    let persists = steps.map(persist).into();
+    node.disk.perform(persists, &mut checkpoint, &node.syncer, &mut done).unwrap();
+    assert_eq!(done, [7; N]);
 }
 
 #[test]
@@ -218,19 +220,25 @@ fn a_hint_is_recorded_in_time_and_never_after_a_later_record() {
         (state, Step::Hint(FactKind::HardState, state.encode()))
     };
     let (hinted, step) = hint(7);
-    perform(node, step);
+    perform(node, [step]);
     assert_eq!(recorded(node), Some(before), "it waits for others");
     node.disk.tend(&node.syncer).unwrap();
     assert_eq!(recorded(node), Some(hinted));
 
-    perform(node, hint(8).1);
     let voted = HardState { term: before.term + 1, ..before };
-    perform(node, Step::Record(FactKind::HardState, voted.encode()));
+    let vote = || Step::Record(FactKind::HardState, voted.encode());
+    perform(node, [hint(8).1]);
+    perform(node, [vote()]);
     node.disk.tend(&node.syncer).unwrap();
     assert_eq!(recorded(node), Some(voted), "the vote is not taken back");
 
+    let (hinted, step) = hint(8);
+    perform(node, [vote(), step]);
+    node.disk.tend(&node.syncer).unwrap();
+    assert_eq!(recorded(node), Some(hinted), "of what comes together, the last counts");
+
     let (closed, step) = hint(9);
-    perform(node, step);
+    perform(node, [step]);
     node.disk.close(GROUP).unwrap();
     assert_eq!(recorded(node), Some(closed));
 }
@@ -242,7 +250,7 @@ fn a_hint_does_not_outlive_the_log_that_it_speaks_of() {
     let last_index = cluster.node(1).group().last_index();
     let node = cluster.node(1);
     let before = recorded(node).unwrap();
-    perform(node, Step::Hint(FactKind::HardState, before.encode()));
+    perform(node, [Step::Hint(FactKind::HardState, before.encode())]);
     node.disk.rewind::<Replica>(GROUP, last_index).unwrap();
     node.disk.tend(&node.syncer).unwrap();
     assert_eq!(recorded(node).unwrap().term, before.term + 1);
