@@ -5,7 +5,9 @@
 
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use quipu::proto::server as api;
 use quipu::proto::server::log_service_server::{LogService, LogServiceServer};
@@ -19,6 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::BATCHES;
 use crate::processes::Process;
 use crate::stream::{RECORDS, batch};
 
@@ -39,7 +42,7 @@ pub(crate) fn play(_: &[String]) {
         let any = "127.0.0.1:0".parse().expect("it is an address");
         let incoming = TcpIncoming::bind(any).expect("a port is free").with_nodelay(Some(true));
         println!("{}", incoming.local_addr().expect("it listens"));
-        let service = LogServiceServer::new(Bare)
+        let service = LogServiceServer::new(Bare::new())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let server = Server::builder()
@@ -58,7 +61,18 @@ fn server_with(
     server.add_service(service)
 }
 
-struct Bare;
+struct Bare {
+    /// As many as are read in a lap, each in memory of its own, as those of a log are. One batch,
+    /// sent again and again, would come out of the processor's cache.
+    batches: Arc<[Bytes]>,
+}
+
+impl Bare {
+    fn new() -> Self {
+        let batch = batch();
+        Self { batches: (0..BATCHES).map(|_| Bytes::copy_from_slice(&batch)).collect() }
+    }
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -103,11 +117,13 @@ impl LogService for Bare {
             append_time_ms: 1_700_000_000_000,
             leader_epoch: 1,
             crc: 1,
-            batch: batch(),
             ..api::StoredBatch::default()
         };
-        let message = move |batches| {
-            let batches = vec![stored.clone(); batches];
+        let (kept, mut sent) = (self.batches.clone(), 0);
+        let message = move |count| {
+            let next = (sent..sent + count).map(|n| kept[n % kept.len()].clone());
+            let batches = next.map(|batch| api::StoredBatch { batch, ..stored.clone() }).collect();
+            sent += count;
             let data = api::SubscribeData { batches, ..api::SubscribeData::default() };
             Ok(api::SubscribeResponse { message: Some(Message::Data(data)) })
         };
