@@ -1,20 +1,26 @@
 //! Produce streams: many batches in flight, answered in the order of each partition.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use quipu::batch::Codec;
+use quipu::partition::RECENT_BATCHES_MAX;
 use quipu::proto::server::produce_stream_response::Outcome;
 use quipu::proto::server::{
     ErrorReason, FetchRequest, InitProducerRequest, ProduceRequest, ProduceStreamRequest,
     ProduceStreamResponse, ProducerStamp,
 };
+use quipu::rpc::Method;
 use quipu::rpc::limits::Limits;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
-use crate::support::{Client, Cluster, batch_of, request};
+use crate::support::{Client, Cluster, PATIENCE, batch_of, request};
+
+/// How many requests are sent while leaders change.
+const REQUESTS: u64 = 3_000;
 
 /// A stream of requests and its answers.
 async fn open(
@@ -72,6 +78,7 @@ pub fn assert_in_order(received: &[(u64, Outcome)], partitions: u64) {
 
 /// The numbers that the records of a partition say, in order.
 pub async fn numbers(client: &mut Client, topic: &str, partition: u32) -> Vec<u64> {
+    let started = Instant::now();
     let mut numbers = Vec::new();
     let mut offset = 0;
     loop {
@@ -83,7 +90,15 @@ pub async fn numbers(client: &mut Client, topic: &str, partition: u32) -> Vec<u6
             from_leader: true,
             ..FetchRequest::default()
         };
-        let fetched = client.fetch(fetch).await.unwrap().into_inner();
+        let fetched = match client.fetch(fetch).await {
+            Ok(fetched) => fetched.into_inner(),
+            // Leadership moves, now or a moment ago: clients try again, and so does this one.
+            Err(status) if status.code() == Code::Unavailable && started.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            Err(status) => panic!("{status:?}"),
+        };
         if fetched.batches.is_empty() {
             return numbers;
         }
@@ -184,30 +199,80 @@ async fn a_producer_stays_exactly_once_and_in_order_while_leaders_change() {
     let mut client = cluster.nodes[0].client().await;
     let init = InitProducerRequest { topic: "t".into(), ..InitProducerRequest::default() };
     let producer_id = client.init_producer(init).await.unwrap().into_inner().producer_id;
-    let (requests, mut answers) = open(&mut client).await;
+    let stamped = move |n| {
+        let stamp = ProducerStamp { producer_id, producer_epoch: 0, base_sequence: n as u32 };
+        ProduceRequest { producer: Some(stamp), ..request("t", 0, n) }
+    };
+    let outcomes = while_leaders_change(&cluster, RECENT_BATCHES_MAX, stamped).await;
+    for (n, outcome) in (0..).zip(outcomes) {
+        let Outcome::Produced(produced) = outcome else { panic!("{n}: {outcome:?}") };
+        assert_eq!(produced.base_offset, n, "each batch is stored once, and none is missing");
+    }
+    assert_eq!(numbers(&mut client, "t", 0).await, (0..REQUESTS).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_on_its_way_as_leaders_changed_goes_again_together() {
+    let cluster = Cluster::found(3, Limits::default()).await;
+    cluster.topic("t", 1).await;
+    let mut client = cluster.nodes[0].client().await;
+    let is_noise = |n| n % 50 == 3;
+    let some_noise = move |n| match is_noise(n) {
+        true => ProduceRequest { batch: bytes::Bytes::from_static(b"noise"), ..request("t", 0, n) },
+        false => request("t", 0, n),
+    };
+    let outcomes = while_leaders_change(&cluster, 500, some_noise).await;
+    let stored = numbers(&mut client, "t", 0).await;
+    // Without a producer, what is sent again may come behind what was not refused.
+    assert_eq!(stored.iter().collect::<HashSet<_>>().len(), stored.len(), "stored twice");
+    for (n, outcome) in (0..).zip(outcomes) {
+        match outcome {
+            Outcome::Produced(at) => assert_eq!(stored[at.base_offset as usize], n),
+            Outcome::Error(error) if is_noise(n) => {
+                assert_eq!(error.reason(), ErrorReason::CorruptBatch);
+            }
+            // Without a producer it is not tried again if it may be stored.
+            Outcome::Error(error) => assert_eq!(error.reason(), ErrorReason::OutcomeUnknown),
+        }
+    }
+    let forwards = cluster.nodes[0].context.counters().by_method();
+    let of = |wanted| forwards.iter().find(|(method, ..)| *method == wanted).unwrap().1;
+    let (slow, fast) = (of(Method::Produce), of(Method::ProduceStream));
+    assert!(slow * 10 < fast, "one by one: {slow}, together: {fast}");
+}
+
+/// Sends requests over a stream to node 1, at most `in_flight` at once, while the leadership of
+/// t/0 moves around, and returns what became of each.
+async fn while_leaders_change(
+    cluster: &Cluster,
+    in_flight: usize,
+    request: impl Fn(u64) -> ProduceRequest + Send + 'static,
+) -> Vec<Outcome> {
+    let (requests, mut answers) = open(&mut cluster.nodes[0].client().await).await;
+    let room = Arc::new(Semaphore::new(in_flight));
+    let answered = room.clone();
     let sending = tokio::spawn(async move {
-        for n in 0..3_000_u64 {
-            let stamp = ProducerStamp { producer_id, producer_epoch: 0, base_sequence: n as u32 };
-            let produce = ProduceRequest { producer: Some(stamp), ..request("t", 0, n) };
-            requests.send(numbered(n, produce)).await.unwrap();
+        for n in 0..REQUESTS {
+            room.acquire().await.unwrap().forget();
+            requests.send(numbered(n, request(n))).await.unwrap();
             if n % 10 == 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
     });
-    let mut leaders = HashSet::new();
-    for n in 0..3_000_u64 {
+    let (mut outcomes, mut leaders) = (Vec::new(), HashSet::new());
+    for n in 0..REQUESTS {
         let (request_id, outcome) = answer(&mut answers).await;
         assert_eq!(request_id, n);
-        let Outcome::Produced(produced) = outcome else { panic!("{n}: {outcome:?}") };
-        assert_eq!(produced.base_offset, n, "each batch is stored once, and none is missing");
+        outcomes.push(outcome);
+        answered.add_permits(1);
         if n % 500 == 250 {
-            leaders.insert(move_leader(&cluster).await);
+            leaders.insert(move_leader(cluster).await);
         }
     }
     sending.await.unwrap();
     assert!(leaders.len() > 1, "leadership has moved");
-    assert_eq!(numbers(&mut client, "t", 0).await, (0..3_000).collect::<Vec<_>>());
+    outcomes
 }
 
 /// Moves the leadership of t/0 to the next node, and returns who led.

@@ -30,7 +30,8 @@ use uuid::Uuid;
 
 use crate::filling::FillingFs;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long something may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const CLUSTER: Uuid = Uuid::from_u128(0xC1);
 
 pub type Client = LogServiceClient<Channel>;

@@ -117,11 +117,25 @@ impl<T> Lanes<T> {
         Some(item)
     }
 
-    /// Notes that the head is sent once more, and shows all that were sent behind it.
-    pub(super) fn send_head_again(&mut self, log: LogId) -> impl Iterator<Item = &mut T> {
-        let lane = self.by_log.get_mut(&log).expect("a lane with a head is there");
-        lane.is_head_unsent = true;
+    /// Notes that the head is sent once more.
+    pub(super) fn send_head_again(&mut self, log: LogId) {
+        self.lane(log).is_head_unsent = true;
+    }
+
+    /// All that were sent behind the head, in order.
+    pub(super) fn sent(&mut self, log: LogId) -> impl Iterator<Item = &mut T> {
+        let lane = self.lane(log);
         let sent = lane.queue.len() - lane.unsent;
+        lane.queue.iter_mut().take(sent)
+    }
+
+    /// Notes that nothing of a lane is on its way any more, and that its head and all behind it
+    /// wait to be sent again. Shows those that were sent behind the head.
+    pub(super) fn rewind(&mut self, log: LogId) -> impl Iterator<Item = &mut T> {
+        let lane = self.lane(log);
+        let sent = lane.queue.len() - lane.unsent;
+        lane.unsent = lane.queue.len();
+        (lane.is_head_unsent, lane.to) = (true, None);
         lane.queue.iter_mut().take(sent)
     }
 
@@ -144,7 +158,7 @@ impl<T> Lanes<T> {
 
     /// Notes that the head, which was not, is sent now, unless it is not.
     pub(super) fn note_head(&mut self, log: LogId, sent: Sent) {
-        let lane = self.by_log.get_mut(&log).expect("a lane with a head is there");
+        let lane = self.lane(log);
         lane.is_head_unsent = sent == Sent::Not;
         lane.note(sent);
     }
@@ -168,6 +182,11 @@ impl<T> Lanes<T> {
             lane.note(sent);
             lane.unsent -= 1;
         }
+    }
+
+    /// The lane of a head.
+    fn lane(&mut self, log: LogId) -> &mut Lane<T> {
+        self.by_log.get_mut(&log).expect("a lane with a head is there")
     }
 }
 
@@ -244,12 +263,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_can_wait_again_before_all_that_waits_already() {
+        let mut lanes = Lanes::default();
+        lanes.push(A, 1, HERE);
+        lanes.push(A, 2, HERE);
+        lanes.push(A, 3, HERE);
+        lanes.push(A, 4, Sent::Not);
+        assert_eq!(lanes.next_head(A), Some((2, true)));
+        let sent: Vec<i32> = lanes.rewind(A).map(|item| *item).collect();
+        assert_eq!((sent, lanes.allowed(A)), (vec![3], Allowed::Nowhere));
+        lanes.send_waiting(A, |_, _| panic!("the head is not sent"));
+        lanes.note_head(A, THERE);
+        let mut sent = Vec::new();
+        lanes.send_waiting(A, |item, allowed| {
+            assert_eq!(allowed, Allowed::Only(NodeId(2)));
+            sent.push(*item);
+            THERE
+        });
+        assert_eq!(sent, [3, 4]);
+        assert_eq!(lanes.next_head(A), Some((3, true)));
+    }
+
+    #[test]
     fn while_a_head_is_sent_again_nothing_else_is() {
         let mut lanes = Lanes::default();
         lanes.push(A, 1, HERE);
         lanes.push(A, 2, HERE);
         lanes.push(A, 3, Sent::Not);
-        let behind: Vec<i32> = lanes.send_head_again(A).map(|item| *item).collect();
+        lanes.send_head_again(A);
+        let behind: Vec<i32> = lanes.sent(A).map(|item| *item).collect();
         assert_eq!(behind, [2], "only those that were sent");
         lanes.send_waiting(A, |_, _| panic!("the head is not sent"));
         assert_eq!(lanes.next_head(A), Some((2, true)));

@@ -3,7 +3,7 @@
 //! | method | file |
 //! |---|---|
 //! | Produce | `produce` |
-//! | ProduceStream | `pipeline`, `lane`, `link` |
+//! | ProduceStream | `pipeline`, `item`, `lane`, `link` |
 //! | Fetch | `fetch` |
 //! | Subscribe | `subscribe`, `feed` |
 //! | ListOffsets | `offsets` |
@@ -12,6 +12,7 @@
 mod check;
 pub(super) mod feed;
 mod fetch;
+mod item;
 mod lane;
 mod link;
 pub(super) mod offsets;

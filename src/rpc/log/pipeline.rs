@@ -6,41 +6,40 @@
 //!
 //! Requests go the fast way: checked and sent to the partition's shard at once, or to the leader's
 //! node over one stream. What cannot be sent at once, or has to be sent again, goes the slow way of
-//! a single request, and everything behind it in its partition waits.
+//! a single request, and everything behind it in its partition waits. Once that one is through,
+//! what has failed behind it goes the fast way again, all together: a change of leaders costs a
+//! stream one slow request, however many are in flight.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::iter;
 use std::pin::Pin;
-use std::task::{Context as Waker, Poll, ready};
+use std::task::{Context as Waker, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tonic::{Status, Streaming};
 
 use super::super::call::{Call, Origin};
 use super::super::context::{Context, Route, Target, may_be_news};
 use super::super::counters::Method;
-use super::super::error::{Effect, Error};
+use super::super::error::Error;
 use super::super::status;
 use super::check::{Checked, Unchecked};
+use super::item::{Item, Produced, Ticket, Way};
 use super::lane::{Allowed, Lanes, Sent};
-use super::link::{Link, Outcomes};
-use super::produce::{self, count_stored, for_another_node, store, stored};
-use crate::partition::{Appended, AskError, Submitted};
+use super::link::Link;
+use super::produce::{self, count_stored, for_another_node};
+use crate::partition::AskError;
 use crate::proto::server::produce_stream_response::Outcome;
-use crate::proto::server::{
-    ErrorReason, ProduceRequest, ProduceResponse, ProduceStreamRequest, ProduceStreamResponse,
-};
+use crate::proto::server::{ProduceRequest, ProduceStreamRequest, ProduceStreamResponse};
 use crate::types::{LogId, NodeId, TraceContext};
 
 /// How often deadlines are looked at.
 const DEADLINE_TICK: Duration = Duration::from_millis(250);
-
-type Produced = Result<ProduceResponse, Error>;
 
 /// One produce stream.
 pub(super) struct Pipeline {
@@ -60,47 +59,11 @@ pub(super) struct Pipeline {
     deadlines: Interval,
 }
 
-/// A request, how it is told apart, and what it takes.
-#[derive(Clone, Copy)]
-struct Ticket {
-    request_id: u64,
-    bytes: usize,
-    call: Call,
-}
-
 struct Checking {
     ticket: Ticket,
     /// Its partition, if that is known.
     log: Option<LogId>,
     outcome: BoxFuture<'static, Result<Checked, Error>>,
-}
-
-/// A request that waits for its answer.
-struct Item {
-    ticket: Ticket,
-    way: Way,
-    /// What is needed to send it; nothing if it failed before.
-    checked: Option<Box<Checked>>,
-    /// One before it was sent again after this was: it may have been refused for that.
-    is_overtaking: bool,
-    /// An earlier attempt at it ended without an answer.
-    may_be_stored: bool,
-    /// An earlier attempt has stored it.
-    is_duplicate: bool,
-}
-
-/// How a request is on its way.
-enum Way {
-    /// It waits for those before it.
-    Waiting,
-    /// To the partition's replica here.
-    Here(Submitted),
-    /// To another node.
-    There(Outcomes),
-    /// The slow way.
-    Slow(BoxFuture<'static, Produced>),
-    /// It has failed.
-    Failed(Option<Error>),
 }
 
 /// The first request of a lane, awaited.
@@ -238,11 +201,9 @@ impl Pipeline {
 
     /// Answers a request that failed, in its turn.
     fn fail(&mut self, log: LogId, ticket: Ticket, error: Error) {
-        let way = Way::Failed(Some(error));
         let must_wait = self.lanes.allowed(log) == Allowed::Nowhere;
         let sent = if must_wait { Sent::Not } else { Sent::Nowhere };
-        let item = Item { way, ..Item::new(ticket, None) };
-        if let Some(item) = self.lanes.push(log, item, sent) {
+        if let Some(item) = self.lanes.push(log, Item::failed(ticket, error), sent) {
             self.await_head(log, item);
         }
     }
@@ -250,7 +211,7 @@ impl Pipeline {
     /// Sends a request on its way, or puts it behind those that wait.
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
-        let mut item = Item::new(ticket, Some(Box::new(checked)));
+        let mut item = Item::new(ticket, checked);
         let allowed = self.lanes.allowed(log);
         let sent = send_fast(&self.context, &mut self.links, &mut item, allowed);
         if let Some(head) = self.lanes.push(log, item, sent) {
@@ -261,7 +222,7 @@ impl Pipeline {
     /// Awaits a lane's new head, which may have to be sent the slow way.
     fn lead(&mut self, log: LogId, mut head: Item) {
         if matches!(head.way, Way::Waiting) {
-            head.way = slow_way(&self.context, &head);
+            head.go_slowly(&self.context);
         }
         self.await_head(log, head);
     }
@@ -275,9 +236,11 @@ impl Pipeline {
         let mut settled = Some((item, produced));
         while let Some((item, produced)) = settled.take() {
             let produced = match produced {
-                Err(error) if is_worth_another(&item, &error) => {
-                    return self.send_again(log, item, error.effect());
+                Err(error) if item.is_worth_another(&error) => {
+                    return self.send_again(log, item, &error);
                 }
+                // No refusal says anything of an earlier attempt.
+                Err(_) if item.may_be_stored => Err(Error::OutcomeUnknown),
                 Err(Error::Ask(AskError::NotLeader { .. })) => Err(self.context.not_leader(log)),
                 produced => produced,
             };
@@ -286,25 +249,40 @@ impl Pipeline {
             }
             self.answer(item.ticket, produced);
             let Some((mut next, is_sent)) = self.lanes.next_head(log) else { return };
+            let is_sent = is_sent && !self.rewind(log, &mut next);
             let (context, links) = (&self.context, &mut self.links);
             if !is_sent {
                 let sent = send_fast(context, links, &mut next, Allowed::Anywhere);
                 self.lanes.note_head(log, sent);
             }
             self.lanes.send_waiting(log, |item, allowed| send_fast(context, links, item, allowed));
-            match next.try_outcome() {
+            match next.take_outcome() {
                 Some(produced) => settled = Some((next, produced)),
                 None => self.lead(log, next),
             }
         }
     }
 
-    fn send_again(&mut self, log: LogId, mut item: Item, before: Effect) {
-        self.lanes.send_head_again(log).for_each(|behind| behind.is_overtaking = true);
-        item.is_overtaking = false;
-        item.may_be_stored |= before == Effect::Unknown;
-        item.way = slow_way(&self.context, &item);
-        self.await_head(log, item);
+    /// Has a lane's head and all that was sent behind it wait again, if every one of them has
+    /// failed and may be sent another time; false if not.
+    fn rewind(&mut self, log: LogId, head: &mut Item) -> bool {
+        if !head.has_failed() || !self.lanes.sent(log).all(Item::has_failed) {
+            return false;
+        }
+        for item in iter::once(head).chain(self.lanes.rewind(log)) {
+            if let Some(Err(error)) = item.take_outcome() {
+                item.wait_again(&error);
+            }
+        }
+        true
+    }
+
+    /// Sends a lane's head once more, the slow way, after an attempt that failed with `error`.
+    fn send_again(&mut self, log: LogId, mut head: Item, error: &Error) {
+        self.lanes.send_head_again(log);
+        self.lanes.sent(log).for_each(|behind| behind.is_overtaking = true);
+        head.wait_again(error);
+        self.lead(log, head);
     }
 
     fn answer(&mut self, ticket: Ticket, produced: Produced) {
@@ -333,57 +311,10 @@ impl Pipeline {
         for mut head in std::mem::take(&mut self.heads) {
             let late = is_late(&head);
             if let Some(item) = head.item.as_mut().filter(|_| late) {
-                item.way = Way::Failed(Some(Error::OutcomeUnknown));
+                item.give_up();
             }
             self.heads.push(head);
         }
-    }
-}
-
-impl Item {
-    fn new(ticket: Ticket, checked: Option<Box<Checked>>) -> Self {
-        let (is_overtaking, may_be_stored, is_duplicate) = (false, false, false);
-        Self { ticket, way: Way::Waiting, checked, is_overtaking, may_be_stored, is_duplicate }
-    }
-
-    /// The outcome, if it is known already.
-    fn try_outcome(&mut self) -> Option<Produced> {
-        match &mut self.way {
-            Way::Here(submitted) => {
-                let outcome = submitted.try_outcome()?;
-                Some(outcome.map_err(Error::from).and_then(|appended| self.stored(appended)))
-            }
-            Way::There(outcome) => match outcome.try_recv() {
-                Ok(produced) => Some(produced),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Closed) => Some(Err(Error::NoLeader)),
-            },
-            Way::Failed(error) => error.take().map(Err),
-            Way::Waiting | Way::Slow(_) => None,
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Waker<'_>) -> Poll<Produced> {
-        match &mut self.way {
-            Way::Here(submitted) => {
-                let outcome = ready!(Pin::new(submitted).poll(cx));
-                Poll::Ready(outcome.map_err(Error::from).and_then(|at| self.stored(at)))
-            }
-            Way::There(outcome) => {
-                // What is dropped without an answer was never sent.
-                let outcome = ready!(Pin::new(outcome).poll(cx));
-                Poll::Ready(outcome.unwrap_or(Err(Error::NoLeader)))
-            }
-            Way::Slow(outcome) => outcome.as_mut().poll(cx),
-            Way::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::OutcomeUnknown))),
-            Way::Waiting => Poll::Ready(Err(Error::Unexpected("a request leads without a way"))),
-        }
-    }
-
-    fn stored(&mut self, appended: Appended) -> Produced {
-        self.is_duplicate = appended.is_duplicate;
-        let checked = self.checked.as_ref();
-        checked.map(|checked| stored(checked, appended)).ok_or(Error::OutcomeUnknown)
     }
 }
 
@@ -450,31 +381,4 @@ fn open_link<'a>(
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(new) => new.insert(Link::open(context.channel(node).ok()?, trace)),
     })
-}
-
-/// A request of its own, which looks for the leader until the deadline.
-fn slow_way(context: &Context, item: &Item) -> Way {
-    let (context, call, may_be_stored) = (context.clone(), item.ticket.call, item.may_be_stored);
-    match item.checked.clone() {
-        Some(checked) => {
-            Way::Slow(Box::pin(async move { store(&context, &checked, call, may_be_stored).await }))
-        }
-        None => Way::Failed(Some(Error::Unexpected("what was not checked is sent"))),
-    }
-}
-
-/// True if a request that failed may be stored when it is sent again.
-fn is_worth_another(item: &Item, error: &Error) -> bool {
-    let (Some(checked), false) = (&item.checked, matches!(item.way, Way::Slow(_))) else {
-        return false;
-    };
-    let call = item.ticket.call;
-    let has_hope = match error.effect() {
-        Effect::NotDone => call.may_forward,
-        Effect::Unknown => checked.is_stamped(),
-        Effect::Final => {
-            item.is_overtaking && error.reason() == Some(ErrorReason::OutOfOrderSequence)
-        }
-    };
-    has_hope && !call.time_left().is_zero()
 }
