@@ -30,7 +30,7 @@ use quipu::batch::{BatchBuilder, Codec, Limits, Record};
 use quipu::client::{Client, Producer, ProducerConfig};
 use quipu::proto::client::{CreateTopicRequest, Topic};
 use quorum::Quorum;
-use stream::{BATCH_BYTES, connect, noise, produce};
+use stream::{BATCH_BYTES, Produced, connect, noise, produce};
 use tokio::runtime::Runtime;
 
 const KEPT_BYTES: usize = 256 << 20;
@@ -94,6 +94,12 @@ impl Bench<'_> {
         }
     }
 
+    /// Stores batches over a stream to the leader of now: leadership moves to where it is balanced.
+    fn produce(&self, topic: &str, batch: &Bytes, load: (usize, usize)) -> Produced {
+        let mut leader = self.runtime.block_on(connect(self.leader_address(topic)));
+        self.runtime.block_on(produce(&mut leader, topic, batch, load))
+    }
+
     fn producer(&self, topic: &str, linger: Duration) -> Producer {
         let config = ProducerConfig { linger, ..ProducerConfig::new(topic) };
         self.runtime.block_on(self.client.producer(config)).unwrap()
@@ -102,12 +108,10 @@ impl Bench<'_> {
     /// Batches over one stream to the leader, eight in flight.
     fn batches(&self, criterion: &mut Criterion, board: &mut Scoreboard, floor: &mut Quorum) {
         self.make_topic("batches", 1);
-        let mut quipu = self.runtime.block_on(connect(self.leader_address("batches")));
         let batch = stream::batch();
         let (in_flight, load) = (BATCHES_IN_FLIGHT as u64, (BATCHES, BATCHES_IN_FLIGHT));
         let floor_lap = &mut || floor.commit(&batch, BATCHES, in_flight);
-        let quipu_lap =
-            &mut || self.runtime.block_on(produce(&mut quipu, "batches", &batch, load)).took;
+        let quipu_lap = &mut || self.produce("batches", &batch, load).took;
         let parameters =
             format!("replicas=3/fsync/in-flight={in_flight}/size={}KiB", BATCH_BYTES >> 10);
         let (operations, bytes) = (BATCHES as u64, (BATCHES * BATCH_BYTES) as u64);
@@ -118,15 +122,11 @@ impl Bench<'_> {
     /// Small records, each sent when the one before is stored. A lap counts as so many medians.
     fn latency(&self, criterion: &mut Criterion, board: &mut Scoreboard, floor: &mut Quorum) {
         self.make_topic("latency", 1);
-        let mut stream = self.runtime.block_on(connect(self.leader_address("latency")));
         let producer = self.producer("latency", Duration::ZERO);
         let small = small_batch();
         let floor_lap = &mut || medians((0..WAITS).map(|_| floor.commit(&small, 1, 1)).collect());
         let client_lap = &mut || medians(self.runtime.block_on(send_each(&producer)));
-        let stream_lap = &mut || {
-            let load = (WAITS, 1);
-            medians(self.runtime.block_on(produce(&mut stream, "latency", &small, load)).waits)
-        };
+        let stream_lap = &mut || medians(self.produce("latency", &small, (WAITS, 1)).waits);
         let parameters = format!("replicas=3/fsync/in-flight=1/size={SMALL_BYTES}B");
         let (operations, bytes) = (WAITS as u64, (WAITS * SMALL_BYTES) as u64);
         let contest = Contest { group: "median", parameters, operations, bytes, target: 0.40 };

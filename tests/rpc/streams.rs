@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quipu::batch::Codec;
+use quipu::cluster::command::TopicConfig;
 use quipu::partition::RECENT_BATCHES_MAX;
 use quipu::proto::server::produce_stream_response::Outcome;
 use quipu::proto::server::{
@@ -203,7 +204,7 @@ async fn a_producer_stays_exactly_once_and_in_order_while_leaders_change() {
         let stamp = ProducerStamp { producer_id, producer_epoch: 0, base_sequence: n as u32 };
         ProduceRequest { producer: Some(stamp), ..request("t", 0, n) }
     };
-    let outcomes = while_leaders_change(&cluster, RECENT_BATCHES_MAX, stamped).await;
+    let outcomes = while_leaders_change(&cluster, &[1, 2, 3], RECENT_BATCHES_MAX, stamped).await;
     for (n, outcome) in (0..).zip(outcomes) {
         let Outcome::Produced(produced) = outcome else { panic!("{n}: {outcome:?}") };
         assert_eq!(produced.base_offset, n, "each batch is stored once, and none is missing");
@@ -213,15 +214,26 @@ async fn a_producer_stays_exactly_once_and_in_order_while_leaders_change() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_on_its_way_as_leaders_changed_goes_again_together() {
+    send_again_together(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_replica_goes_by_what_the_last_leader_says() {
+    send_again_together(&[2, 3]).await;
+}
+
+/// Has leaders change among `replicas` while much is on its way to them through node 1.
+async fn send_again_together(replicas: &[u64]) {
     let cluster = Cluster::found(3, Limits::default()).await;
-    cluster.topic("t", 1).await;
-    let mut client = cluster.nodes[0].client().await;
+    cluster.create("t", TopicConfig::default(), &[replicas]).await;
+    // It has a replica, and so hears who leads.
+    let mut client = cluster.nodes[1].client().await;
     let is_noise = |n| n % 50 == 3;
     let some_noise = move |n| match is_noise(n) {
         true => ProduceRequest { batch: bytes::Bytes::from_static(b"noise"), ..request("t", 0, n) },
         false => request("t", 0, n),
     };
-    let outcomes = while_leaders_change(&cluster, 500, some_noise).await;
+    let outcomes = while_leaders_change(&cluster, replicas, 500, some_noise).await;
     let stored = numbers(&mut client, "t", 0).await;
     // Without a producer, what is sent again may come behind what was not refused.
     assert_eq!(stored.iter().collect::<HashSet<_>>().len(), stored.len(), "stored twice");
@@ -242,9 +254,10 @@ async fn what_was_on_its_way_as_leaders_changed_goes_again_together() {
 }
 
 /// Sends requests over a stream to node 1, at most `in_flight` at once, while the leadership of
-/// t/0 moves around, and returns what became of each.
+/// t/0 moves around among `replicas`, and returns what became of each.
 async fn while_leaders_change(
     cluster: &Cluster,
+    replicas: &[u64],
     in_flight: usize,
     request: impl Fn(u64) -> ProduceRequest + Send + 'static,
 ) -> Vec<Outcome> {
@@ -267,7 +280,7 @@ async fn while_leaders_change(
         outcomes.push(outcome);
         answered.add_permits(1);
         if n % 500 == 250 {
-            leaders.insert(move_leader(cluster).await);
+            leaders.insert(move_leader(cluster, replicas).await);
         }
     }
     sending.await.unwrap();
@@ -275,11 +288,13 @@ async fn while_leaders_change(
     outcomes
 }
 
-/// Moves the leadership of t/0 to the next node, and returns who led.
-async fn move_leader(cluster: &Cluster) -> u64 {
+/// Moves the leadership of t/0 to the next one of `replicas`, and returns who led.
+async fn move_leader(cluster: &Cluster, replicas: &[u64]) -> u64 {
     let leader = cluster.leader("t", 0).await;
     let (log, led) = (cluster.log("t", 0), leader.node.id().0);
-    let next = cluster.nodes[led as usize % 3].node.registry().replica(log).unwrap();
+    let at = replicas.iter().position(|node| *node == led).unwrap();
+    let next = replicas[(at + 1) % replicas.len()] as usize - 1;
+    let next = cluster.nodes[next].node.registry().replica(log).unwrap();
     let moved = leader.node.partition_host().transfer(log, next).unwrap();
     // A transfer that does not begin leaves everything as it was.
     let _ = moved.await;

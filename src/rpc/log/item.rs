@@ -13,8 +13,9 @@ use super::super::error::{Effect, Error};
 use super::check::Checked;
 use super::link::Outcomes;
 use super::produce::{store, stored};
-use crate::partition::{Appended, Submitted};
+use crate::partition::{Appended, AskError, Submitted};
 use crate::proto::server::{ErrorReason, ProduceResponse};
+use crate::types::NodeId;
 
 /// What becomes of a request.
 pub(super) type Produced = Result<ProduceResponse, Error>;
@@ -34,7 +35,7 @@ pub(super) struct Item {
     pub(super) way: Way,
     /// What is needed to send it; nothing if it failed before.
     pub(super) checked: Option<Box<Checked>>,
-    /// Its outcome, if that is known before its turn.
+    /// Its outcome, if that is known and was not taken yet.
     known: Option<Produced>,
     /// One before it was sent again after this was: it may have been refused for that.
     pub(super) is_overtaking: bool,
@@ -42,6 +43,8 @@ pub(super) struct Item {
     pub(super) may_be_stored: bool,
     /// An earlier attempt has stored it.
     pub(super) is_duplicate: bool,
+    /// Who leads, if it went the slow way and found that out there.
+    pub(super) leader: Option<NodeId>,
 }
 
 /// How a request is on its way.
@@ -53,7 +56,7 @@ pub(super) enum Way {
     /// To another node.
     There(Outcomes),
     /// As a request of its own.
-    Slow(BoxFuture<'static, Produced>),
+    Slow(BoxFuture<'static, (Produced, Option<NodeId>)>),
     /// Nowhere: it has failed.
     Nowhere,
 }
@@ -69,6 +72,7 @@ impl Item {
             is_overtaking: false,
             may_be_stored: false,
             is_duplicate: false,
+            leader: None,
         }
     }
 
@@ -82,6 +86,7 @@ impl Item {
             is_overtaking: false,
             may_be_stored: false,
             is_duplicate: false,
+            leader: None,
         }
     }
 
@@ -91,20 +96,34 @@ impl Item {
         self.known = Some(Err(Error::OutcomeUnknown));
     }
 
-    /// Sends it as a request of its own, which looks for the leader until the deadline.
-    pub(super) fn go_slowly(&mut self, context: &Context) {
+    /// Sends it as a request of its own, which looks for the leader until the deadline, and first
+    /// where `leader` says.
+    pub(super) fn go_slowly(&mut self, context: &Context, leader: Option<NodeId>) {
         let (call, may_be_stored) = (self.ticket.call, self.may_be_stored);
         let (context, checked) = (context.clone(), self.checked.clone());
         self.way = Way::Slow(Box::pin(async move {
-            let checked = checked.ok_or(Error::Unexpected("what was not checked is sent"))?;
-            store(&context, &checked, call, may_be_stored).await
+            let mut hint = leader;
+            let produced = match checked {
+                Some(checked) => store(&context, &checked, call, may_be_stored, &mut hint).await,
+                None => Err(Error::Unexpected("what was not checked is sent")),
+            };
+            (produced, hint)
         }));
     }
 
-    /// True if its outcome is known, and another attempt may mend it.
-    pub(super) fn has_failed(&mut self) -> bool {
+    /// True if its outcome is known.
+    pub(super) fn is_settled(&mut self) -> bool {
         self.known = self.take_outcome();
-        matches!(&self.known, Some(Err(error)) if self.is_worth_another(error))
+        self.known.is_some()
+    }
+
+    /// What it failed with, if that is known and another attempt may mend it.
+    pub(super) fn failure(&mut self) -> Option<&Error> {
+        self.known = self.take_outcome();
+        match &self.known {
+            Some(Err(error)) if self.is_worth_another(error) => Some(error),
+            _ => None,
+        }
     }
 
     /// True if the request, which failed with `error`, may be stored when it is sent again.
@@ -113,14 +132,32 @@ impl Item {
             return false;
         };
         let call = self.ticket.call;
-        let has_time = !call.time_left().is_zero();
-        match error.effect() {
-            Effect::NotDone => call.may_forward && has_time,
-            Effect::Unknown => checked.is_stamped() && has_time,
-            // However late, it is not told that it was out of order.
-            Effect::Final => {
-                self.is_overtaking && error.reason() == Some(ErrorReason::OutOfOrderSequence)
+        let has_hope = match error.effect() {
+            Effect::NotDone => call.may_forward,
+            Effect::Unknown => checked.is_stamped(),
+            Effect::Final => self.is_overtaken(error),
+        };
+        has_hope && !call.time_left().is_zero()
+    }
+
+    /// True if it was refused for another one that comes before it and was sent after it.
+    fn is_overtaken(&self, error: &Error) -> bool {
+        self.is_overtaking && error.reason() == Some(ErrorReason::OutOfOrderSequence)
+    }
+
+    /// What is told of `error`, with which the last attempt failed.
+    pub(super) fn told(&self, error: Error, context: &Context) -> Error {
+        match (error, &self.checked) {
+            // No refusal says anything of an earlier attempt.
+            (error, _) if self.may_be_stored || error.effect() == Effect::Unknown => {
+                Error::OutcomeUnknown
             }
+            // It waited too long for others.
+            (error, _) if self.is_overtaken(&error) => Error::Overloaded,
+            (Error::Ask(AskError::NotLeader { .. }), Some(checked)) => {
+                context.not_leader(checked.target.log)
+            }
+            (error, _) => error,
         }
     }
 
@@ -131,7 +168,16 @@ impl Item {
         self.way = Way::Waiting;
     }
 
-    /// The outcome, if it is known already. It is told once.
+    /// The same, if it failed in a way that another attempt may mend.
+    pub(super) fn wait_again_if_failed(&mut self) {
+        if self.failure().is_some()
+            && let Some(Err(error)) = self.known.take()
+        {
+            self.wait_again(&error);
+        }
+    }
+
+    /// The outcome, if it is known already. It is given once.
     pub(super) fn take_outcome(&mut self) -> Option<Produced> {
         if let Some(known) = self.known.take() {
             return Some(known);
@@ -164,7 +210,11 @@ impl Item {
                 let outcome = ready!(Pin::new(outcome).poll(cx));
                 Poll::Ready(outcome.unwrap_or(Err(Error::NoLeader)))
             }
-            Way::Slow(outcome) => outcome.as_mut().poll(cx),
+            Way::Slow(outcome) => {
+                let (produced, leader) = ready!(outcome.as_mut().poll(cx));
+                self.leader = leader;
+                Poll::Ready(produced)
+            }
             Way::Nowhere => Poll::Ready(Err(Error::OutcomeUnknown)),
             Way::Waiting => Poll::Ready(Err(Error::Unexpected("a request leads without a way"))),
         }

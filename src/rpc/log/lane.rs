@@ -61,6 +61,8 @@ struct Lane<T> {
     is_head_unsent: bool,
     /// Where all goes that is on its way, if anything is.
     to: Option<NodeId>,
+    /// The leader that a failure named, or that was found the slow way.
+    leader: Option<NodeId>,
 }
 
 impl<T> Lane<T> {
@@ -110,8 +112,8 @@ impl<T> Lanes<T> {
             lane.note(sent);
             return None;
         }
-        let (queue, unsent, is_head_unsent, to) = (VecDeque::new(), 0, !is_sent, None);
-        let mut lane = Lane { queue, unsent, is_head_unsent, to };
+        let (queue, is_head_unsent) = (VecDeque::new(), !is_sent);
+        let mut lane = Lane { queue, unsent: 0, is_head_unsent, to: None, leader: None };
         lane.note(sent);
         self.by_log.insert(log, lane);
         Some(item)
@@ -127,6 +129,21 @@ impl<T> Lanes<T> {
         let lane = self.lane(log);
         let sent = lane.queue.len() - lane.unsent;
         lane.queue.iter_mut().take(sent)
+    }
+
+    /// Notes who leads, if that is not what this node knows.
+    pub(super) fn hear_of_leader(&mut self, log: LogId, leader: Option<NodeId>) {
+        self.lane(log).leader = leader;
+    }
+
+    /// What was heard last of who leads, if there is a lane.
+    pub(super) fn leader(&self, log: LogId) -> Option<NodeId> {
+        self.by_log.get(&log)?.leader
+    }
+
+    /// True if sending to `node` sends elsewhere than before.
+    pub(super) fn leaves(&self, log: LogId, node: NodeId) -> bool {
+        self.by_log.get(&log).is_some_and(|lane| lane.to != Some(node))
     }
 
     /// Notes that nothing of a lane is on its way any more, and that its head and all behind it

@@ -5,10 +5,11 @@
 //! its partition and gives the answers. A client that does not read its answers is not read from.
 //!
 //! Requests go the fast way: checked and sent to the partition's shard at once, or to the leader's
-//! node over one stream. What cannot be sent at once, or has to be sent again, goes the slow way of
-//! a single request, and everything behind it in its partition waits. Once that one is through,
-//! what has failed behind it goes the fast way again, all together: a change of leaders costs a
-//! stream one slow request, however many are in flight.
+//! node over one stream. What cannot be sent at once goes the slow way of a single request, and
+//! everything behind it in its partition waits. So does the first one that failed and can be sent
+//! again. Those behind it that failed as well go the fast way once more, all together, as soon as
+//! another leader is known: a change of leaders costs a stream few slow requests, however many are
+//! in flight.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -33,7 +34,6 @@ use super::item::{Item, Produced, Ticket, Way};
 use super::lane::{Allowed, Lanes, Sent};
 use super::link::Link;
 use super::produce::{self, count_stored, for_another_node};
-use crate::partition::AskError;
 use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{ProduceRequest, ProduceStreamRequest, ProduceStreamResponse};
 use crate::types::{LogId, NodeId, TraceContext};
@@ -212,8 +212,8 @@ impl Pipeline {
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
         let mut item = Item::new(ticket, checked);
-        let allowed = self.lanes.allowed(log);
-        let sent = send_fast(&self.context, &mut self.links, &mut item, allowed);
+        let (allowed, leader) = (self.lanes.allowed(log), self.lanes.leader(log));
+        let sent = send_fast(&self.context, &mut self.links, &mut item, allowed, leader);
         if let Some(head) = self.lanes.push(log, item, sent) {
             self.lead(log, head);
         }
@@ -222,7 +222,7 @@ impl Pipeline {
     /// Awaits a lane's new head, which may have to be sent the slow way.
     fn lead(&mut self, log: LogId, mut head: Item) {
         if matches!(head.way, Way::Waiting) {
-            head.go_slowly(&self.context);
+            head.go_slowly(&self.context, self.lanes.leader(log));
         }
         self.await_head(log, head);
     }
@@ -239,23 +239,26 @@ impl Pipeline {
                 Err(error) if item.is_worth_another(&error) => {
                     return self.send_again(log, item, &error);
                 }
-                // No refusal says anything of an earlier attempt.
-                Err(_) if item.may_be_stored => Err(Error::OutcomeUnknown),
-                Err(Error::Ask(AskError::NotLeader { .. })) => Err(self.context.not_leader(log)),
-                produced => produced,
+                Err(error) => Err(item.told(error, &self.context)),
+                Ok(stored) => Ok(stored),
             };
             if let (Ok(_), Way::Here(_), Some(checked)) = (&produced, &item.way, &item.checked) {
                 count_stored(self.context.counters(), checked, item.is_duplicate);
             }
             self.answer(item.ticket, produced);
+            if matches!(item.way, Way::Slow(_)) {
+                self.lanes.hear_of_leader(log, item.leader);
+            }
             let Some((mut next, is_sent)) = self.lanes.next_head(log) else { return };
             let is_sent = is_sent && !self.rewind(log, &mut next);
-            let (context, links) = (&self.context, &mut self.links);
+            let (leader, context, links) = (self.lanes.leader(log), &self.context, &mut self.links);
             if !is_sent {
-                let sent = send_fast(context, links, &mut next, Allowed::Anywhere);
+                let sent = send_fast(context, links, &mut next, Allowed::Anywhere, leader);
                 self.lanes.note_head(log, sent);
             }
-            self.lanes.send_waiting(log, |item, allowed| send_fast(context, links, item, allowed));
+            self.lanes.send_waiting(log, |item, allowed| {
+                send_fast(context, links, item, allowed, leader)
+            });
             match next.take_outcome() {
                 Some(produced) => settled = Some((next, produced)),
                 None => self.lead(log, next),
@@ -263,23 +266,29 @@ impl Pipeline {
         }
     }
 
-    /// Has a lane's head and all that was sent behind it wait again, if every one of them has
-    /// failed and may be sent another time; false if not.
+    /// Has a lane's head and all that failed behind it wait again, if the head has failed, nothing
+    /// is on its way any more, and there is another node to send to; false if not.
     fn rewind(&mut self, log: LogId, head: &mut Item) -> bool {
-        if !head.has_failed() || !self.lanes.sent(log).all(Item::has_failed) {
+        let Some(error) = head.failure() else { return false };
+        let known = self.lanes.leader(log).filter(|known| self.lanes.leaves(log, *known));
+        self.lanes.hear_of_leader(log, known.or(error.leader()));
+        let target = match self.context.route(log, self.lanes.leader(log)) {
+            Route::Here(_) => self.context.node().id(),
+            Route::There(node) => node,
+            Route::Unknown => return false,
+        };
+        self.lanes.sent(log).for_each(|behind| behind.is_overtaking = true);
+        if !self.lanes.leaves(log, target) || !self.lanes.sent(log).all(Item::is_settled) {
             return false;
         }
-        for item in iter::once(head).chain(self.lanes.rewind(log)) {
-            if let Some(Err(error)) = item.take_outcome() {
-                item.wait_again(&error);
-            }
-        }
+        iter::once(head).chain(self.lanes.rewind(log)).for_each(Item::wait_again_if_failed);
         true
     }
 
     /// Sends a lane's head once more, the slow way, after an attempt that failed with `error`.
     fn send_again(&mut self, log: LogId, mut head: Item, error: &Error) {
         self.lanes.send_head_again(log);
+        self.lanes.hear_of_leader(log, error.leader());
         self.lanes.sent(log).for_each(|behind| behind.is_overtaking = true);
         head.wait_again(error);
         self.lead(log, head);
@@ -340,19 +349,21 @@ async fn check(checking: &mut Option<Checking>) -> Result<Checked, Error> {
     }
 }
 
-/// Sends a request on its way if that can be done at once and is allowed.
+/// Sends a request on its way if that can be done at once and is allowed. `leader` is what was said
+/// of who leads.
 fn send_fast(
     context: &Context,
     links: &mut HashMap<NodeId, Link>,
     item: &mut Item,
     allowed: Allowed,
+    leader: Option<NodeId>,
 ) -> Sent {
     if allowed == Allowed::Nowhere {
         return Sent::Not;
     }
     let (Way::Waiting, Some(checked)) = (&item.way, &item.checked) else { return Sent::Nowhere };
     let here = context.node().id();
-    let (node, way) = match context.route(checked.target.log, None) {
+    let (node, way) = match context.route(checked.target.log, leader) {
         Route::Here(handle) if allowed.allows(here) => {
             let submitted = handle.try_submit(checked.batch.clone(), checked.acks);
             (here, submitted.ok().map(Way::Here))
@@ -360,7 +371,10 @@ fn send_fast(
         Route::There(node) if item.ticket.call.may_forward && allowed.allows(node) => {
             let link = open_link(context, links, node, item.ticket.call.trace);
             let sent = link.and_then(|link| link.send(for_another_node(checked)));
-            (node, sent.map(Way::There))
+            (
+                node,
+                sent.map(Way::There).inspect(|_| context.counters().forward(Method::ProduceStream)),
+            )
         }
         Route::Here(_) | Route::There(_) | Route::Unknown => return Sent::Not,
     };
@@ -376,7 +390,6 @@ fn open_link<'a>(
     trace: Option<TraceContext>,
 ) -> Option<&'a Link> {
     links.retain(|_, link| link.is_open());
-    context.counters().forward(Method::ProduceStream);
     Some(match links.entry(node) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(new) => new.insert(Link::open(context.channel(node).ok()?, trace)),

@@ -24,7 +24,7 @@ pub(super) async fn produce(
 ) -> Result<ProduceResponse, Error> {
     let _permit = context.enter()?;
     let checked = check(context, request).await?;
-    store(context, &checked, call, false).await
+    store(context, &checked, call, false, &mut None).await
 }
 
 /// Checks a request, and may wait for what this node has to hear of before.
@@ -38,12 +38,14 @@ pub(super) async fn check(context: &Context, request: ProduceRequest) -> Result<
 }
 
 /// Has a batch stored by whoever leads its partition. `may_be_stored` if an earlier attempt at it
-/// ended without an answer: then no refusal says anything of that one.
+/// ended without an answer: then no refusal says anything of that one. `hint` is what was said of
+/// who leads, if that is not what this node knows, before and after.
 pub(super) async fn store(
     context: &Context,
     checked: &Checked,
     call: Call,
     mut may_be_stored: bool,
+    hint: &mut Option<NodeId>,
 ) -> Result<ProduceResponse, Error> {
     let known = |error, may_be_stored| if may_be_stored { Error::OutcomeUnknown } else { error };
     if call.time_left().is_zero() {
@@ -51,9 +53,8 @@ pub(super) async fn store(
         return Err(known(Error::Overloaded, may_be_stored));
     }
     let mut pauses = Pauses::new();
-    let mut hint = None;
     loop {
-        let error = match attempt(context, checked, call, hint).await {
+        let error = match attempt(context, checked, call, *hint).await {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
@@ -66,7 +67,7 @@ pub(super) async fn store(
         if !is_worth_another {
             return Err(known(error, may_be_stored));
         }
-        hint = error.leader().filter(|leader| hint != Some(*leader));
+        *hint = error.leader().filter(|leader| *hint != Some(*leader));
         if !pauses.pause(call.deadline).await {
             return Err(known(error, may_be_stored));
         }
