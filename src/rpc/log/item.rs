@@ -13,7 +13,7 @@ use super::super::error::{Effect, Error};
 use super::check::Checked;
 use super::link::Outcomes;
 use super::produce::{store, stored};
-use crate::partition::{Appended, AskError, Submitted};
+use crate::partition::{Appended, Submitted};
 use crate::proto::server::{ErrorReason, ProduceResponse};
 use crate::types::NodeId;
 
@@ -63,11 +63,11 @@ pub(super) enum Way {
 
 impl Item {
     /// A request that waits to be sent.
-    pub(super) fn new(ticket: Ticket, checked: Checked) -> Self {
+    pub(super) fn new(ticket: Ticket, checked: Option<Checked>) -> Self {
         Self {
             ticket,
             way: Way::Waiting,
-            checked: Some(Box::new(checked)),
+            checked: checked.map(Box::new),
             known: None,
             is_overtaking: false,
             may_be_stored: false,
@@ -78,16 +78,7 @@ impl Item {
 
     /// A request that has failed before it was sent.
     pub(super) fn failed(ticket: Ticket, error: Error) -> Self {
-        Self {
-            ticket,
-            way: Way::Nowhere,
-            checked: None,
-            known: Some(Err(error)),
-            is_overtaking: false,
-            may_be_stored: false,
-            is_duplicate: false,
-            leader: None,
-        }
+        Self { way: Way::Nowhere, known: Some(Err(error)), ..Self::new(ticket, None) }
     }
 
     /// Gives it up: what it comes to, nobody waits for.
@@ -146,18 +137,14 @@ impl Item {
     }
 
     /// What is told of `error`, with which the last attempt failed.
-    pub(super) fn told(&self, error: Error, context: &Context) -> Error {
-        match (error, &self.checked) {
+    pub(super) fn told(&self, error: Error) -> Error {
+        match error {
             // No refusal says anything of an earlier attempt.
-            (error, _) if self.may_be_stored || error.effect() == Effect::Unknown => {
-                Error::OutcomeUnknown
-            }
+            _ if self.may_be_stored => Error::OutcomeUnknown,
+            error if error.effect() == Effect::Unknown => Error::OutcomeUnknown,
             // It waited too long for others.
-            (error, _) if self.is_overtaken(&error) => Error::Overloaded,
-            (Error::Ask(AskError::NotLeader { .. }), Some(checked)) => {
-                context.not_leader(checked.target.log)
-            }
-            (error, _) => error,
+            error if self.is_overtaken(&error) => Error::Overloaded,
+            error => error,
         }
     }
 
@@ -224,5 +211,51 @@ impl Item {
         self.is_duplicate = appended.is_duplicate;
         let checked = self.checked.as_ref();
         checked.map(|checked| stored(checked, appended)).ok_or(Error::OutcomeUnknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::super::super::call::Origin;
+    use super::*;
+    use crate::partition::{AskError, Refusal};
+
+    fn item() -> Item {
+        let call = Call::within_stream(Origin::OWN);
+        Item::new(Ticket { request_id: 1, bytes: 1, call }, None)
+    }
+
+    fn out_of_order() -> Error {
+        let refusal = Refusal::OutOfOrderSequence { expected: 1, found: 2 };
+        Error::Ask(AskError::Refused(refusal))
+    }
+
+    #[test]
+    fn a_stream_that_broke_leaves_open_whether_it_is_stored() {
+        for broken in [Status::internal("h2"), Status::unavailable("reset")] {
+            let told = item().told(broken.into());
+            assert_eq!(told.reason(), Some(ErrorReason::OutcomeUnknown));
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_nothing_of_an_earlier_attempt() {
+        let mut item = item();
+        assert_eq!(item.told(Error::Draining).reason(), Some(ErrorReason::Draining));
+        item.wait_again(&Error::OutcomeUnknown);
+        assert_eq!(item.told(Error::Draining).reason(), Some(ErrorReason::OutcomeUnknown));
+    }
+
+    #[test]
+    fn what_was_overtaken_is_not_told_to_be_out_of_order() {
+        let mut item = item();
+        let reason = |item: &Item| item.told(out_of_order()).reason();
+        assert_eq!(reason(&item), Some(ErrorReason::OutOfOrderSequence));
+        item.is_overtaking = true;
+        assert_eq!(reason(&item), Some(ErrorReason::Overloaded));
+        item.wait_again(&out_of_order());
+        assert_eq!(reason(&item), Some(ErrorReason::OutOfOrderSequence), "it is in order again");
     }
 }

@@ -34,6 +34,7 @@ use super::item::{Item, Produced, Ticket, Way};
 use super::lane::{Allowed, Lanes, Sent};
 use super::link::Link;
 use super::produce::{self, count_stored, for_another_node};
+use crate::partition::AskError;
 use crate::proto::server::produce_stream_response::Outcome;
 use crate::proto::server::{ProduceRequest, ProduceStreamRequest, ProduceStreamResponse};
 use crate::types::{LogId, NodeId, TraceContext};
@@ -211,7 +212,7 @@ impl Pipeline {
     /// Sends a request on its way, or puts it behind those that wait.
     fn send_new(&mut self, ticket: Ticket, checked: Checked) {
         let log = checked.target.log;
-        let mut item = Item::new(ticket, checked);
+        let mut item = Item::new(ticket, Some(checked));
         let (allowed, leader) = (self.lanes.allowed(log), self.lanes.leader(log));
         let sent = send_fast(&self.context, &mut self.links, &mut item, allowed, leader);
         if let Some(head) = self.lanes.push(log, item, sent) {
@@ -239,7 +240,10 @@ impl Pipeline {
                 Err(error) if item.is_worth_another(&error) => {
                     return self.send_again(log, item, &error);
                 }
-                Err(error) => Err(item.told(error, &self.context)),
+                Err(error) => Err(match item.told(error) {
+                    Error::Ask(AskError::NotLeader { .. }) => self.context.not_leader(log),
+                    error => error,
+                }),
                 Ok(stored) => Ok(stored),
             };
             if let (Ok(_), Way::Here(_), Some(checked)) = (&produced, &item.way, &item.checked) {
